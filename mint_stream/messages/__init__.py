@@ -1,0 +1,1 @@
+"""Every record that crosses Kafka. The only schemas of the project."""

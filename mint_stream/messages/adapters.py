@@ -1,0 +1,291 @@
+"""Adapters: the manifest of a revision, commands to the registrar, the catalog's two records, and the events of the history."""
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from mint_stream.errors import InvalidRecord
+from mint_stream.messages.record import Record
+from mint_stream.messages.shared import CatalogPosition, Digest, EpochMs, Id, Name, TargetShape
+
+T = TypeVar("T")
+
+PromotionRule = Literal["auto", "manual", "gated"]
+"""auto: an announce moves production; manual: a person does; gated: the evaluate role decides."""
+
+RevisionNumber = Annotated[int, Field(ge=1)]
+
+
+class FileEntry(Record):
+    """One immutable file of a revision."""
+
+    name: str
+    size_bytes: int = Field(ge=0)
+    sha256: Digest
+
+
+class Manifest(Record):
+    """What a revision consists of. Written last, so an object prefix with a manifest is whole."""
+
+    digest: Digest
+    """sha256 over canonical config JSON and sorted tensor bytes: the identity of what the adapter computes."""
+    uri: str
+    files: tuple[FileEntry, ...] = Field(min_length=1)
+    base_digest: Digest
+    targets: tuple[TargetShape, ...] = Field(min_length=1)
+    """What it adapts, with ranks; checked against the pool's base-models record without reading weights."""
+    parameters: int = Field(gt=0)
+    numeric_fingerprint: str | None = None
+    metrics: dict[str, float] = {}
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any layer."""
+        return max(target.rank for target in self.targets)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size_bytes for file in self.files)
+
+
+class _Command(Record):
+    command_id: Id
+    """The idempotency key: repeated, it is answered with the first one's outcome. A rejected command changed nothing and is judged anew."""
+    adapter_id: Name
+    issued_at_ms: EpochMs
+
+
+class Claim(_Command):
+    """Take the adapter for a training job. Granted when `expected_attempt` is the current attempt plus one."""
+
+    type: Literal["claim"] = "claim"
+    job_id: Id
+    pool: Name
+    expected_attempt: int = Field(ge=1)
+
+
+class Announce(_Command):
+    """Make uploaded files a revision. A job's announce must match the current claim; an import carries no job."""
+
+    type: Literal["announce"] = "announce"
+    pool: Name
+    manifest: Manifest
+    parent: RevisionNumber | None = None
+    job_id: Id | None = None
+    attempt: int | None = Field(default=None, ge=1)
+    step: int | None = Field(default=None, ge=0)
+    promotion: PromotionRule | None = None
+    """Sets the adapter's rule when it is new; None leaves it (a new adapter starts with auto)."""
+
+
+class Promote(_Command):
+    """Point an alias at a revision."""
+
+    type: Literal["promote"] = "promote"
+    number: RevisionNumber
+    alias: Name = "production"
+    expected_position: CatalogPosition | None = None
+    """Refuse unless the adapter's head still stands at this position."""
+
+
+class RollBack(_Command):
+    """Point production back at `previous`, and set the rule to manual so the next publish cannot undo it."""
+
+    type: Literal["roll-back"] = "roll-back"
+    expected_position: CatalogPosition | None = None
+
+
+class Quarantine(_Command):
+    """A worker found that a revision cannot be loaded or computes non-finite numbers."""
+
+    type: Literal["quarantine"] = "quarantine"
+    number: RevisionNumber
+    reason: str
+
+
+class Retire(_Command):
+    """Stop serving a revision. Its record shrinks to a stub, so the number is never reused."""
+
+    type: Literal["retire"] = "retire"
+    number: RevisionNumber
+
+
+class SetRule(_Command):
+    """Choose what an announce does to production."""
+
+    type: Literal["set-rule"] = "set-rule"
+    rule: PromotionRule
+
+
+AdapterCommand = Claim | Announce | Promote | RollBack | Quarantine | Retire | SetRule
+_COMMANDS: TypeAdapter[AdapterCommand] = TypeAdapter(Annotated[AdapterCommand, Field(discriminator="type")])
+
+
+def decode_command(value: bytes | None) -> AdapterCommand:
+    """The command in a record of `adapter-commands`. Raises InvalidRecord."""
+    return _decode(_COMMANDS, value, "adapter command")
+
+
+RevisionState = Literal["announced", "quarantined", "retired"]
+
+
+class Revision(Record):
+    """One immutable servable state of an adapter: the catalog's record at key `adapter_id/number`."""
+
+    adapter_id: Name
+    number: RevisionNumber
+    state: RevisionState
+    digest: Digest
+    pool: Name
+    uri: str | None = None
+    """None once retired."""
+    base_digest: Digest | None = None
+    rank: int | None = None
+    size_bytes: int | None = None
+    parent: RevisionNumber | None = None
+    job_id: Id | None = None
+    step: int | None = None
+    announced_at_ms: EpochMs
+    reason: str | None = None
+    metrics: dict[str, float] = {}
+
+
+class CurrentClaim(Record):
+    """Which job may announce to an adapter, and under which attempt."""
+
+    job_id: Id
+    attempt: int = Field(ge=1)
+
+
+class RememberedCommand(Record):
+    """A command the registrar has carried out, so that its repetition changes nothing."""
+
+    command_id: Id
+    number: RevisionNumber | None = None
+    """The revision it was about."""
+    attempt: int | None = None
+    """The attempt it granted."""
+
+
+class Head(Record):
+    """The mutable half of an adapter: the catalog's record at key `adapter_id/head`, written last in every transaction."""
+
+    adapter_id: Name
+    pool: Name
+    next_number: RevisionNumber = 1
+    aliases: dict[Name, RevisionNumber] = {}
+    rule: PromotionRule = "auto"
+    attempt: int = Field(default=0, ge=0)
+    """The highest attempt ever granted."""
+    claim: CurrentClaim | None = None
+    commands: tuple[RememberedCommand, ...] = ()
+
+
+class _Event(Record):
+    command_id: Id
+    adapter_id: Name
+    at_ms: EpochMs
+    catalog_position: CatalogPosition | None = None
+    """Where the head's record of this change stands; None when the command was rejected."""
+
+
+class ClaimGranted(_Event):
+    """A job may work on the adapter under `attempt`."""
+
+    type: Literal["claim-granted"] = "claim-granted"
+    job_id: Id
+    attempt: int
+
+
+class RevisionAnnounced(_Event):
+    """A new revision is in the catalog."""
+
+    type: Literal["revision-announced"] = "revision-announced"
+    number: RevisionNumber
+    digest: Digest
+    pool: Name
+    job_id: Id | None = None
+    step: int | None = None
+
+
+class AliasMoved(_Event):
+    """An alias points elsewhere. `number` None: the alias is gone."""
+
+    type: Literal["alias-moved"] = "alias-moved"
+    alias: Name
+    number: RevisionNumber | None = None
+    previous_number: RevisionNumber | None = None
+    cause: Literal["announce", "promote", "roll-back", "quarantine", "retire"]
+
+
+class RevisionQuarantined(_Event):
+    """A revision was found unservable."""
+
+    type: Literal["revision-quarantined"] = "revision-quarantined"
+    number: RevisionNumber
+    reason: str
+
+
+class RevisionRetired(_Event):
+    """A revision is not served any more."""
+
+    type: Literal["revision-retired"] = "revision-retired"
+    number: RevisionNumber
+
+
+class RuleSet(_Event):
+    """The adapter's promotion rule changed."""
+
+    type: Literal["rule-set"] = "rule-set"
+    rule: PromotionRule
+
+
+class CommandRepeated(_Event):
+    """A command_id (or a job's step) was seen before: `number` and `attempt` are its outcome of then, the position is the head's of now."""
+
+    type: Literal["command-repeated"] = "command-repeated"
+    number: RevisionNumber | None = None
+    attempt: int | None = None
+
+
+class CommandRejectedEvent(_Event):
+    """The registrar refused a command, and why."""
+
+    type: Literal["command-rejected"] = "command-rejected"
+    command: str
+    reason: str
+    current_attempt: int | None = None
+    """With a refused claim: the attempt it lost to."""
+
+
+AdapterEvent = (
+    ClaimGranted | RevisionAnnounced | AliasMoved | RevisionQuarantined | RevisionRetired | RuleSet | CommandRepeated | CommandRejectedEvent
+)
+_EVENTS: TypeAdapter[AdapterEvent] = TypeAdapter(Annotated[AdapterEvent, Field(discriminator="type")])
+
+
+def decode_event(value: bytes | None) -> AdapterEvent:
+    """The event in a record of `adapter-events`. Raises InvalidRecord."""
+    return _decode(_EVENTS, value, "adapter event")
+
+
+def _decode(adapter: TypeAdapter[T], value: bytes | None, name: str) -> T:
+    if not value:
+        raise InvalidRecord(f"an {name} cannot be empty: the record's value is null")
+    try:
+        return adapter.validate_json(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "value"
+        raise InvalidRecord(f"not an {name}: {where}: {first['msg']}") from error
+
+
+def revision_key(adapter_id: str, number: int) -> bytes:
+    """The compaction key of a revision record."""
+    return f"{adapter_id}/{number}".encode()
+
+
+def head_key(adapter_id: str) -> bytes:
+    """The compaction key of a head record."""
+    return f"{adapter_id}/head".encode()

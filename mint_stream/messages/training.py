@@ -1,0 +1,108 @@
+"""Training: jobs, controls and the events of a job's life."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from mint_stream.messages.adapters import PromotionRule, RevisionNumber
+from mint_stream.messages.record import Record
+from mint_stream.messages.shared import EpochMs, ErrorBody, Id, Name
+
+
+class LoraSettings(Record):
+    """What the adapter looks like, in PEFT's configuration terms."""
+
+    rank: int = Field(default=8, ge=1, le=512)
+    alpha: float = Field(default=16.0, gt=0)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+    use_rslora: bool = False
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
+class Hyperparameters(Record):
+    """How the optimizer runs: AdamW with linear warm-up, then a schedule to zero or constant."""
+
+    steps: int = Field(ge=1, le=1_000_000)
+    batch_size: int = Field(default=8, ge=1, le=4096)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_length_tokens: int = Field(default=1024, ge=2)
+    too_long: Literal["refuse", "truncate"] = "refuse"
+    """What a line longer than `max_length_tokens` does: rejects the job by its number, or is cut at the end."""
+    micro_batch_tokens: int = Field(default=1024, ge=2)
+    """A batch goes through the base in pieces of at most this many tokens; a longer line goes alone. Part of the job's arithmetic."""
+
+
+class TrainingJob(Record):
+    """Train an adapter and publish it: one record of `training-jobs-<pool>` is one job."""
+
+    job_id: Id
+    tenant: Name = "default"
+    adapter_id: Name
+    method: Literal["sft"] = "sft"
+    dataset_uri: str
+    """JSON lines, each `{"messages": [...]}` or `{"prompt": ..., "completion": ...}`."""
+    lora: LoraSettings = LoraSettings()
+    hyperparameters: Hyperparameters
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    parent: RevisionNumber | None = None
+    """The revision to go on from; None starts fresh (B = 0)."""
+    publish_every_steps: int | None = Field(default=None, ge=1)
+    """None publishes once, at the end."""
+    checkpoint_every_steps: int = Field(default=50, ge=1)
+    promotion: PromotionRule | None = None
+    submitted_at_ms: EpochMs
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Self:
+        if self.hyperparameters.warmup_steps >= self.hyperparameters.steps:
+            raise ValueError("warmup_steps must be less than steps")
+        return self
+
+
+class TrainingControl(Record):
+    """Change the course of a job."""
+
+    job_id: Id
+    action: Literal["cancel"]
+    reason: str = ""
+    issued_at_ms: EpochMs
+
+
+JobState = Literal["queued", "claimed", "running", "publishing", "succeeded", "failed", "cancelled", "rejected"]
+TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled", "rejected"})
+
+
+class TrainingEvent(Record):
+    """A step in a job's life, or a heartbeat of its trainer (same state, same step)."""
+
+    job_id: Id
+    adapter_id: Name
+    tenant: Name
+    state: JobState
+    attempt: int = Field(default=0, ge=0)
+    worker_id: Id
+    step: int = Field(default=0, ge=0)
+    steps: int = Field(ge=0)
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    number: RevisionNumber | None = None
+    """The revision a publish produced."""
+    resumed: Literal["exact", "inexact"] | None = None
+    heartbeat: bool = False
+    error: ErrorBody | None = None
+    fault: Literal["user", "server"] | None = None
+    at_ms: EpochMs
+
+    @property
+    def terminal(self) -> bool:
+        """True when no further event of the job will change its state."""
+        return self.state in TERMINAL
