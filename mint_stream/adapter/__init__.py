@@ -1,0 +1,21 @@
+"""An adapter as numbers: A and B by layer, to and from PEFT's two files, and as one contiguous block that kernels read.
+
+delta(x) = scaling * (x A^T) B^T        x [rows, in], A [r, in], B [out, r]
+"""
+
+from mint_stream.adapter.block import AdapterBlock, BlockLayer
+from mint_stream.adapter.peft_config import CONFIG_FILE
+from mint_stream.adapter.targets import check_targets, grouped_targets, pattern_of
+from mint_stream.adapter.weights import TENSORS_FILE, AdapterLayer, AdapterWeights
+
+__all__ = [
+    "CONFIG_FILE",
+    "TENSORS_FILE",
+    "AdapterBlock",
+    "AdapterLayer",
+    "AdapterWeights",
+    "BlockLayer",
+    "check_targets",
+    "grouped_targets",
+    "pattern_of",
+]

@@ -1,0 +1,49 @@
+"""The definition of every kernel, obviously right and slow. Others are tested against these, name by name."""
+
+import torch
+from torch import Tensor
+
+from mint_stream.kernels.segments import Segments, SiteWeights
+
+
+def add_lora(x: Tensor, y: Tensor, segments: Segments, weights: SiteWeights) -> None:
+    """y[t, o] += scaling_s · Σ_r Σ_i x[t, i] A_s[r, i] Bt_s[r, o] for every row t of every segment s, in place.
+
+    x [rows, in], y [rows, out]. Rows in no segment, or whose adapter has no weights here, keep their bits.
+    """
+    expand(shrink(x, segments, weights), y, segments, weights)
+
+
+def shrink(x: Tensor, segments: Segments, weights: SiteWeights) -> Tensor:
+    """h[t, r] = Σ_i x[t, i] A_s[r, i] → h [rows, largest rank] fp64, zero beyond an adapter's rank and in rows without one."""
+    h = x.new_zeros(x.shape[0], weights.max_rank, dtype=torch.float64)
+    for segment, lora in weights.pairs(segments):
+        for row in range(segment.start, segment.end):
+            h[row, : lora.rank] = lora.A.double() @ x[row].double()
+    return h
+
+
+def expand(h: Tensor, y: Tensor, segments: Segments, weights: SiteWeights) -> None:
+    """y[t, o] += scaling_s · Σ_r h[t, r] Bt_s[r, o] for every row t of every segment s, in place; h [rows, largest rank], y [rows, out]."""
+    for segment, lora in weights.pairs(segments):
+        for row in range(segment.start, segment.end):
+            y[row] += (lora.scaling * (lora.Bt.double().t() @ h[row, : lora.rank].double())).to(y.dtype)
+
+
+def lora_backward(x: Tensor, grad_y: Tensor, segments: Segments, weights: SiteWeights, grad_x: Tensor | None) -> None:
+    """The gradients of add_lora, added in place, for grad_y [rows, out]:
+
+    grad_A_s[r, i] += scaling_s · Σ_t (Σ_o grad_y[t, o] Bt_s[r, o]) x[t, i]
+    grad_Bt_s[r, o] += scaling_s · Σ_t (Σ_i x[t, i] A_s[r, i]) grad_y[t, o]
+    grad_x[t, i]   += scaling_s · Σ_r (Σ_o grad_y[t, o] Bt_s[r, o]) A_s[r, i]
+    """
+    for segment, lora in weights.pairs(segments):
+        for row in range(segment.start, segment.end):
+            at, grad = x[row].double(), grad_y[row].double() * lora.scaling
+            grad_h = lora.Bt.double() @ grad
+            if lora.grad_A is not None:
+                lora.grad_A.add_(grad_h.outer(at))
+            if lora.grad_Bt is not None:
+                lora.grad_Bt.add_((lora.A.double() @ at).outer(grad))
+            if grad_x is not None:
+                grad_x[row] += (lora.A.double().t() @ grad_h).to(grad_x.dtype)

@@ -1,0 +1,77 @@
+"""Which CTA does what: the host cuts a pass's segments into work items, one list for all layers that the same adapters change."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mint_stream.kernels.segments import Segments
+from mint_stream.kernels.tiles import RANKS, ROWS, Tile, rank_bucket, tile
+
+BUSY_CTAS = 256
+"""About two for each processor of a large GPU: with fewer, shrink splits its sum over more planes."""
+INVARIANT_PLANES = 8
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """Up to a tile's rows of one segment. `rows` 0: padding, its CTAs end at once."""
+
+    start: int
+    rows: int
+    slot: int
+
+
+PADDING = WorkItem(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One shrink and one expand over `items`, whose number is a graph bucket. `planes` partial sums of `steps` tiles of inputs each."""
+
+    tile: Tile
+    items: tuple[WorkItem, ...]
+    planes: int
+    steps: int
+
+
+def bucket(items: int) -> int:
+    """The smallest of 1…8, 10, 12, 14, 16, 20, 24, 28, 32, 40, … that holds `items`: less than a quarter of it is padding."""
+    step = 1 << max(0, (items - 1).bit_length() - 3)
+    return -(-items // step) * step
+
+
+def plan(segments: Segments, ranks: Sequence[int], inputs: int, dtype: torch.dtype, batch_invariant: bool = False) -> tuple[Launch, ...]:
+    """The launches that apply adapters of `ranks` (by slot, 0 where the layer has none) over x [rows, inputs] of `dtype`.
+
+    Law: every row of an adapted segment is in exactly one item of one launch, no other row is in any; no plane is empty.
+    With `batch_invariant`, a row's tile and split depend on (inputs, its own adapter's rank, dtype) alone, whoever shares the pass:
+    adapters of different rank buckets then take launches of their own.
+    """
+    adapted = [item for item in segments.items if ranks[item.slot] and item.end > item.start]
+    if not adapted:
+        return ()
+    if not batch_invariant:
+        rows = sum(item.end - item.start for item in adapted)
+        height = ROWS[0] if rows <= ROWS[0] * len(adapted) else ROWS[1]
+        at = tile(height, max(ranks[item.slot] for item in adapted), dtype)
+        return (_launch(_cut(segments, ranks, RANKS, height), at, inputs, None),)
+    used = sorted({rank_bucket(ranks[item.slot]) for item in adapted})
+    return tuple(_launch(_cut(segments, ranks, (width,), ROWS[0]), tile(ROWS[0], width, dtype), inputs, INVARIANT_PLANES) for width in used)
+
+
+def _cut(segments: Segments, ranks: Sequence[int], widths: Sequence[int], height: int) -> list[WorkItem]:
+    return [
+        WorkItem(start, min(height, item.end - start), item.slot)
+        for item in segments.items
+        if ranks[item.slot] and rank_bucket(ranks[item.slot]) in widths
+        for start in range(item.start, item.end, height)
+    ]
+
+
+def _launch(items: list[WorkItem], at: Tile, inputs: int, planes: int | None) -> Launch:
+    wanted = min(at.max_planes, -(-BUSY_CTAS // len(items)) if planes is None else planes)
+    steps = -(-inputs // at.inputs)
+    share = -(-steps // wanted)
+    padded = tuple(items) + (PADDING,) * (bucket(len(items)) - len(items))
+    return Launch(at, padded, -(-steps // share), share)

@@ -1,0 +1,118 @@
+"""The CPU path computes what the reference defines."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mint_stream.kernels import Dropout, LoraWeights, Segment, Segments, SiteWeights, add_lora, cpu, lora_with_gradients, reference
+
+IN, OUT = 12, 10
+
+
+def _weights(rank: int, seed: int, grads: bool = False, dropout: Dropout | None = None) -> LoraWeights:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(rank, IN, generator=generator), torch.randn(OUT, rank, generator=generator)
+    slices = (torch.zeros_like(a), torch.zeros_like(b).t()) if grads else (None, None)
+    return LoraWeights(a, b.t(), 0.5, *slices, dropout)
+
+
+def _tensors(rows: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.randn(rows, IN, generator=generator), torch.randn(rows, OUT, generator=generator)
+
+
+slots_of_rows = st.lists(st.integers(-1, 3), min_size=1, max_size=24).map(sorted)
+ranks = st.lists(st.sampled_from([0, 1, 3, 8]), min_size=4, max_size=4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(slots_of_rows, ranks)
+def test_every_row_gets_its_own_adapter_and_base_rows_keep_their_bits(slots: list[int], ranks: list[int]) -> None:
+    x, y = _tensors(len(slots))
+    site = SiteWeights([_weights(rank, seed) if rank else None for seed, rank in enumerate(ranks)])
+    segments = Segments.of_slots(slots)
+    expected, got = y.clone(), y.clone()
+    reference.add_lora(x, expected, segments, site)
+    add_lora(x, got, segments, site)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    for row, slot in enumerate(slots):
+        assert (slot >= 0 and ranks[slot] > 0) or torch.equal(got[row], y[row])
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_equal_short_segments_of_mixed_ranks_go_through_one_batched_product(rows: int) -> None:
+    x, y = _tensors(rows * 3 + 2)
+    site = SiteWeights([_weights(8, 0), None, _weights(3, 2)])
+    segments = Segments.of_slots([-1, -1] + [slot for slot in range(3) for _ in range(rows)])
+    expected, got = y.clone(), y.clone()
+    reference.add_lora(x, expected, segments, site)
+    cpu.add_lora(x, got, segments, site)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert site._stack is not None and torch.equal(got[:2], y[:2])
+
+
+@settings(deadline=None, max_examples=40)
+@given(slots_of_rows, ranks)
+def test_the_backward_adds_each_adapters_own_gradients_to_its_slices(slots: list[int], ranks: list[int]) -> None:
+    x, grad_y = _tensors(len(slots))
+    segments = Segments.of_slots(slots)
+    sides = [[_weights(rank, seed, grads=True) if rank else None for seed, rank in enumerate(ranks)] for _ in range(2)]
+    gradients = [torch.zeros_like(x), torch.zeros_like(x)]
+    reference.lora_backward(x, grad_y, segments, SiteWeights(sides[0]), gradients[0])
+    cpu.lora_backward(x, grad_y, segments, SiteWeights(sides[1]), gradients[1])
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-4, rtol=1e-4)
+    for expected, got in zip(*sides, strict=True):
+        if expected is not None and got is not None:
+            torch.testing.assert_close(got.grad_A, expected.grad_A, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(got.grad_Bt, expected.grad_Bt, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [None, Dropout(0.5, seed=3)])
+def test_gradients_equal_those_of_autograd_over_the_formula(dropout: Dropout | None) -> None:
+    x, y = _tensors(6)
+    lora = _weights(4, 1, grads=True, dropout=dropout)
+    a, bt = lora.A.clone().requires_grad_(), lora.Bt.clone().requires_grad_()
+    kept = torch.ones(4, IN) if dropout is None else dropout.keep(x[2:])
+    plain_x = x.clone().requires_grad_()
+    plain = torch.cat([y[:2], y[2:] + 0.5 * ((plain_x[2:] * kept) @ a.t()) @ bt])
+    plain.square().sum().backward()
+    ours_x = x.clone().requires_grad_()
+    segments = Segments((Segment(2, 6, 0),), 6)
+    ours = lora_with_gradients(ours_x, y.clone(), segments, SiteWeights([lora]), torch.zeros((), requires_grad=True))
+    ours.square().sum().backward()
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(ours_x.grad, plain_x.grad)
+    torch.testing.assert_close(lora.grad_A, a.grad)
+    torch.testing.assert_close(lora.grad_Bt, bt.grad)
+
+
+def test_a_broken_adapter_in_company_changes_no_bit_of_its_neighbours() -> None:
+    x, y = _tensors(12)
+    segments = Segments.of_slots([0] * 4 + [1] * 4 + [-1] * 4)
+    results = []
+    for broken in (False, True):
+        mine, other = _weights(4, 0, grads=True), _weights(4, 1, grads=True)
+        if broken:
+            other.A.fill_(torch.nan)
+        out = y.clone()
+        cpu.add_lora(x, out, segments, SiteWeights([mine, other]))
+        gradient = torch.zeros_like(x)
+        cpu.lora_backward(x, out, segments, SiteWeights([mine, other]), gradient)
+        results.append((out[:4], out[8:], gradient[:4], mine.grad_A, mine.grad_Bt))
+    for alone, beside in zip(*results, strict=True):
+        assert alone is not None and beside is not None and torch.equal(alone, beside)
+
+
+def test_segments_refuse_overlap_and_rows_of_another_pass() -> None:
+    with pytest.raises(ValueError, match="without overlap"):
+        Segments((Segment(0, 3, 0), Segment(2, 4, 1)), 4)
+    x, y = _tensors(3)
+    with pytest.raises(ValueError, match="the pass has 4 rows"):
+        add_lora(x, y, Segments((), 4), SiteWeights([]))
+
+
+def test_a_selection_keeps_each_row_with_its_adapter() -> None:
+    chosen = Segments.of_slots([-1, 0, 0, 1, 1, 1]).select([0, 2, 3, 5])
+    assert chosen == Segments((Segment(1, 2, 0), Segment(2, 4, 1)), 4)
