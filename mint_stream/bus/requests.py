@@ -1,0 +1,238 @@
+"""Request and reply over topics: ask, and get the one answer, or its text as it grows."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from mint_stream.bus.connection import Connection
+from mint_stream.bus.producer import Producer
+from mint_stream.bus.streams import ChunkStream, StreamRestart
+from mint_stream.bus.table import Apply, LogReader, LogRecord
+from mint_stream.contracts import INFERENCE_CHUNKS, INFERENCE_REPLIES, INFERENCE_REQUESTS, Topic
+from mint_stream.errors import BusUnavailable, InvalidRecord, ReplyTimeout, RequestConflict
+from mint_stream.messages.inference import InferenceChunk, InferenceRequest, InferenceResult, ReplyTo, request_digest
+
+__all__ = ["Asked", "RequestReply", "StreamRestart", "request_key"]
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+def request_key(request: InferenceRequest) -> str:
+    """The record key of a request: its adapter's name without revision or alias, or the request_id when it asks the bare base."""
+    return request.request_id if request.adapter is None else request.adapter.partition("@")[0]
+
+
+class Asked:
+    """A request that was sent: its digest, and a future of its answer."""
+
+    def __init__(self, request: InferenceRequest) -> None:
+        self.request_id = request.request_id
+        self.digest = request_digest(request)
+        self.result: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
+        self.chunks = ChunkStream(request.request_id)
+        self.waiting = 0
+
+    def answer(self, result: InferenceResult) -> None:
+        """The first terminal result decides; one for another body is a conflict."""
+        if self.result.done():
+            return
+        if result.request_digest == self.digest:
+            self.result.set_result(result)
+        else:
+            self.result.set_exception(_conflict(self.request_id))
+        self.chunks.finish()
+
+
+def _conflict(request_id: str) -> RequestConflict:
+    return RequestConflict(f"request_id {request_id} was used before with another body; choose a new one for each request")
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _with_deadline(request: InferenceRequest, timeout_s: float) -> InferenceRequest:
+    if request.deadline_at_ms is not None:
+        return request
+    return request.model_copy(update={"deadline_at_ms": int((time.time() + timeout_s) * 1000)})
+
+
+async def _until(until_s: float, awaited: Awaitable[T], request: InferenceRequest) -> T:
+    try:
+        async with asyncio.timeout_at(until_s):
+            return await awaited
+    except TimeoutError as error:
+        raise ReplyTimeout(f"no answer to request {request.request_id} in the time given") from error
+
+
+class RequestReply:
+    """Sends requests whose answers come to one partition of `inference-replies`, which only this reader follows.
+
+    Chunks of streams come to the same partition number of `inference-chunks`. Any number of requests may be under way."""
+
+    def __init__(self, connection: Connection, producer: Producer, partition: int | None = None) -> None:
+        self._connection = connection
+        self._producer = producer
+        self._partition = partition
+        self._asked: dict[str, Asked] = {}
+        self._replies: LogReader | None = None
+        self._chunks: LogReader | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._chunks_lock = asyncio.Lock()
+
+    @property
+    def reply_partition(self) -> int:
+        """The partition of replies that is ours. Known after `start`."""
+        if self._partition is None:
+            raise BusUnavailable("the reader of replies is not running: call start() first")
+        return self._partition
+
+    @property
+    def reply_to(self) -> ReplyTo:
+        """What a request carries so that its answer comes here."""
+        return ReplyTo(topic=INFERENCE_REPLIES.name(), partition=self.reply_partition)
+
+    async def start(self) -> None:
+        """Stand at the end of the replies before anything is asked. Raises TopicMismatch when the partition does not exist."""
+        if self._partition is None:
+            self._partition = random.randrange(await self._producer.partitions(INFERENCE_REPLIES))
+        self._replies = self._reader(INFERENCE_REPLIES, self._partition, self._on_replies)
+        await self._replies.start()
+        self._watch = asyncio.create_task(self._surface(self._replies), name="replies")
+
+    async def stop(self) -> None:
+        """End; whoever still waits gets ReplyTimeout."""
+        for reader in (self._replies, self._chunks):
+            if reader is not None:
+                await reader.stop()
+        if self._watch is not None:
+            await asyncio.gather(self._watch, return_exceptions=True)
+        self._fail(ReplyTimeout("the reader of replies was stopped"))
+
+    async def submit(
+        self, pool: str, request: InferenceRequest, topic: Topic = INFERENCE_REQUESTS, key: str | None = None
+    ) -> asyncio.Future[InferenceResult]:
+        """Send; the future is the answer. A request_id that is under way with the same body is not sent again: both wait for one answer.
+
+        Raises RequestConflict at once for another body under a request_id that is under way."""
+        asked = await self._send(pool, request, topic, key)
+        asked.waiting += 1
+        return asked.result
+
+    async def ask(
+        self, pool: str, request: InferenceRequest, timeout_s: float, topic: Topic = INFERENCE_REQUESTS, key: str | None = None
+    ) -> InferenceResult:
+        """Send and wait. A result of status `error` is returned like any other. Raises ReplyTimeout and RequestConflict."""
+        until_s = _now_s() + timeout_s
+        asked = await _until(until_s, self._send(pool, _with_deadline(request, timeout_s), topic, key), request)
+        with self._awaiting(asked):
+            return await _until(until_s, asyncio.shield(asked.result), request)
+
+    async def stream(
+        self, pool: str, request: InferenceRequest, timeout_s: float
+    ) -> AsyncIterator[InferenceChunk | StreamRestart | InferenceResult]:
+        """Send and yield the text piece by piece, then the result.
+
+        After a StreamRestart the text begins anew: another worker took over. The texts since the last restart add up to the result's."""
+        until_s = _now_s() + timeout_s
+        streamed = _with_deadline(request.model_copy(update={"stream": True}), timeout_s)
+        await self._follow_chunks()
+        asked = await _until(until_s, self._send(pool, streamed, INFERENCE_REQUESTS, None), request)
+        with self._awaiting(asked):
+            while (piece := await _until(until_s, asked.chunks.next(), request)) is not None:
+                yield piece
+            answer = await asked.result
+            for piece in asked.chunks.remainder(answer):
+                yield piece
+            yield answer
+
+    async def _send(self, pool: str, request: InferenceRequest, topic: Topic, key: str | None) -> Asked:
+        if (under_way := self._asked.get(request.request_id)) is not None:
+            if under_way.digest != request_digest(request):
+                raise _conflict(request.request_id)
+            return under_way
+        asked = self._enlist(request)
+        ready = request if request.reply_to is not None else request.model_copy(update={"reply_to": self.reply_to})
+        try:
+            await self._producer.publish(topic, ready, key or request_key(request), pool=pool)
+        except BaseException:
+            asked.result.cancel()
+            raise
+        return asked
+
+    def _enlist(self, request: InferenceRequest) -> Asked:
+        asked = Asked(request)
+        self._asked[request.request_id] = asked
+        asked.result.add_done_callback(lambda _: self._forget(asked))
+        return asked
+
+    def _forget(self, asked: Asked) -> None:
+        if self._asked.get(asked.request_id) is asked:
+            del self._asked[asked.request_id]
+
+    @contextmanager
+    def _awaiting(self, asked: Asked) -> Iterator[None]:
+        """Somebody waits inside; when the last one leaves without an answer the request is forgotten."""
+        asked.waiting += 1
+        try:
+            yield
+        finally:
+            asked.waiting -= 1
+            if asked.waiting == 0:
+                asked.result.cancel()
+                self._forget(asked)
+
+    def _reader(self, topic: Topic, partition: int, apply: Apply) -> LogReader:
+        return LogReader(self._connection, topic.name(), apply, "latest", [partition])
+
+    async def _follow_chunks(self) -> None:
+        async with self._chunks_lock:
+            if self._chunks is None:
+                count = await self._producer.partitions(INFERENCE_CHUNKS)
+                reader = self._reader(INFERENCE_CHUNKS, self.reply_partition % count, self._on_chunks)
+                await reader.start()
+                self._chunks = reader
+
+    def _on_replies(self, partition: int, records: Sequence[LogRecord], next_offset: int) -> None:
+        for record in records:
+            asked = self._asked.get((record.key or b"").decode(errors="replace"))
+            if asked is not None:
+                self._answer(asked, record)
+
+    def _answer(self, asked: Asked, record: LogRecord) -> None:
+        try:
+            asked.answer(InferenceResult.decode(record.value))
+        except InvalidRecord as error:
+            if not asked.result.done():
+                asked.result.set_exception(error)
+
+    def _on_chunks(self, partition: int, records: Sequence[LogRecord], next_offset: int) -> None:
+        for record in records:
+            asked = self._asked.get((record.key or b"").decode(errors="replace"))
+            if asked is not None:
+                self._add(asked, record)
+
+    def _add(self, asked: Asked, record: LogRecord) -> None:
+        try:
+            asked.chunks.add(InferenceChunk.decode(record.value))
+        except InvalidRecord as error:
+            log.warning("a chunk for request %s is unreadable: %s", asked.request_id, error)
+
+    async def _surface(self, reader: LogReader) -> None:
+        try:
+            await reader.run_until_failed()
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        for asked in list(self._asked.values()):
+            if not asked.result.done():
+                asked.result.set_exception(error)
+                asked.result.exception()
+                asked.chunks.finish()
