@@ -1,0 +1,39 @@
+"""How far each partition has been applied, and who waits for more."""
+
+import asyncio
+
+from mint_stream.messages.shared import CatalogPosition
+
+
+class Barrier:
+    """Law: a waiter wakes exactly when its partition's next offset passes the offset it waits for; positions only move forward."""
+
+    def __init__(self, positions: dict[int, int]) -> None:
+        self.positions = positions
+        self._waiting: dict[int, list[tuple[int, asyncio.Future[None]]]] = {}
+
+    def at(self, partition: int) -> int:
+        """The next offset to apply."""
+        return self.positions.get(partition, 0)
+
+    def advance(self, partition: int, next_offset: int) -> None:
+        """Move forward and wake those who waited for that."""
+        self.positions[partition] = next_offset
+        still: list[tuple[int, asyncio.Future[None]]] = []
+        for offset, waiter in self._waiting.pop(partition, ()):
+            if waiter.done():
+                continue
+            if offset < next_offset:
+                waiter.set_result(None)
+            else:
+                still.append((offset, waiter))
+        if still:
+            self._waiting[partition] = still
+
+    async def reached(self, position: CatalogPosition) -> None:
+        """Return once the record at `position` has been applied."""
+        if self.at(position.partition) > position.offset:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(position.partition, []).append((position.offset, waiter))
+        await waiter

@@ -1,0 +1,151 @@
+"""The catalog: a fold of `adapter-revisions` into LMDB, asked by name, number, alias and position.
+
+LogReader ─► apply(partition, records, next offset) ─► one LMDB transaction: rows, step index, position
+                                                   └─► waiters of `reached`, subscribers
+"""
+
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Self, TypeVar
+
+from mint_stream.catalog.barrier import Barrier
+from mint_stream.catalog.changes import Change
+from mint_stream.catalog.fold import LogRecord, decode_row, fold
+from mint_stream.catalog.reference import Reference, servable
+from mint_stream.catalog.rows import Row, Rows
+from mint_stream.messages.adapters import Head, Revision, head_key, revision_key
+from mint_stream.messages.shared import CatalogPosition
+
+R = TypeVar("R", Head, Revision)
+
+_REMEMBERED = 8192
+"""Decoded records kept, so that a busy adapter is resolved without reading JSON again."""
+
+
+class Catalog:
+    """A local copy of the catalog. Call it on the event loop's thread only; its directory is its own; `path` None is a temporary one."""
+
+    def __init__(self, path: Path | None, partitions: int) -> None:
+        self.partitions = partitions
+        self._temporary = tempfile.TemporaryDirectory(prefix="mint-catalog-") if path is None else None
+        self._rows = Rows(Path(self._temporary.name) / "catalog" if self._temporary else path or Path())
+        self._barrier = Barrier(self._rows.positions())
+        self._decoded: dict[bytes, tuple[Head | Revision, Row]] = {}
+        self._subscribers: list[Callable[[Change], None]] = []
+
+    def close(self) -> None:
+        """Close the file; a temporary one is removed."""
+        self._rows.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def prepare(self, topic_id: str, delete_retention_ms: int, now_ms: int, partitions: Collection[int] | None = None) -> dict[int, int]:
+        """Drop what cannot be continued of these partitions (None: all), and say from which offset to read each.
+
+        A copy of another topic id is emptied. A partition not known to have been current within `delete_retention_ms`
+        may have missed tombstones, which Kafka has since dropped: it is replayed from its start."""
+        if not self._rows.is_of(topic_id):
+            self._rows.wipe(topic_id)
+        fresh = self._rows.fresh_at_ms()
+        asked = [partition for partition in self._rows.positions() if partitions is None or partition in partitions]
+        self._rows.forget([partition for partition in asked if fresh.get(partition, 0) + delete_retention_ms <= now_ms])
+        self._decoded.clear()
+        self._barrier.positions = self._rows.positions()
+        return self.positions()
+
+    def mark_current(self, now_ms: int, partitions: Iterable[int] | None = None) -> None:
+        """Note that these partitions (None: all) were read to their end at `now_ms`. Say so whenever the reader has caught up."""
+        self._rows.mark_fresh(range(self.partitions) if partitions is None else partitions, now_ms)
+
+    def apply(self, partition: int, records: Sequence[LogRecord], next_offset: int) -> None:
+        """Fold a partition's records and its new position in one transaction, then wake and tell. What was seen before is passed over."""
+        known = self._barrier.at(partition)
+        if next_offset <= known:
+            return
+        changes: list[Change] = []
+        watched = bool(self._subscribers)
+        with self._rows.writing() as writer:
+            for record in records:
+                if record.offset >= known:
+                    changes.extend(fold(writer, partition, record, watched))
+            writer.move_to(partition, next_offset)
+        for record in records:
+            self._decoded.pop(record.key or b"", None)
+        self._barrier.advance(partition, next_offset)
+        self._tell(changes)
+
+    def positions(self) -> dict[int, int]:
+        """The next offset to apply, of every partition that anything was applied of."""
+        return dict(self._barrier.positions)
+
+    async def reached(self, position: CatalogPosition) -> None:
+        """Wait until the record at `position` has been applied."""
+        await self._barrier.reached(position)
+
+    def subscribe(self, callback: Callable[[Change], None]) -> Callable[[], None]:
+        """Call `callback` with every change applied from now on; calling the result ends that. Subscribe after the first replay."""
+        self._subscribers.append(callback)
+        return lambda: self._subscribers.remove(callback)
+
+    def resolve(self, reference: str) -> Revision:
+        """The revision that `adapter`, `adapter@7` or `adapter@alias` means.
+
+        Raises UnknownAdapter, UnknownRevision, NoProductionRevision, RevisionRetired or RevisionQuarantined."""
+        wanted = Reference.parse(reference)
+        head = wanted.known(self.head(wanted.adapter_id))
+        number = wanted.number_in(head)
+        return servable(head, number, self.revision(wanted.adapter_id, number))
+
+    def head(self, adapter_id: str) -> Head | None:
+        """The adapter's head."""
+        found = self._located(head_key(adapter_id), Head)
+        return found[0] if found else None
+
+    def head_position(self, adapter_id: str) -> CatalogPosition | None:
+        """Where the adapter's head stands: what compare-and-set compares."""
+        found = self._located(head_key(adapter_id), Head)
+        return CatalogPosition(partition=found[1].partition, offset=found[1].offset) if found else None
+
+    def revision(self, adapter_id: str, number: int) -> Revision | None:
+        """One revision, retired stubs included."""
+        found = self._located(revision_key(adapter_id, number), Revision)
+        return found[0] if found else None
+
+    def revisions(self, adapter_id: str) -> list[Revision]:
+        """All revisions of an adapter by number, retired stubs included."""
+        found = (decode_row(key, value) for key, value in self._rows.prefixed(f"{adapter_id}/".encode()))
+        return sorted((record for record in found if isinstance(record, Revision)), key=lambda revision: revision.number)
+
+    def number_of_step(self, adapter_id: str, job_id: str, step: int) -> int | None:
+        """The revision that a job's step was announced as."""
+        number = self._rows.number_of_step(adapter_id, job_id, step)
+        return number if number is not None and self.revision(adapter_id, number) else None
+
+    def adapters(self) -> Iterator[str]:
+        """Every adapter_id that has a head, each once, in no promised order."""
+        return (owner for owner in self._rows.owners() if self._rows.get(head_key(owner)) is not None)
+
+    def _located(self, key: bytes, kind: type[R]) -> tuple[R, Row] | None:
+        known = self._decoded.get(key)
+        if known is None:
+            row = self._rows.get(key)
+            if row is None:
+                return None
+            known = decode_row(key, row.value), row
+            if len(self._decoded) >= _REMEMBERED:
+                self._decoded.clear()
+            self._decoded[key] = known
+        record, row = known
+        return (record, row) if isinstance(record, kind) else None
+
+    def _tell(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            for subscriber in tuple(self._subscribers):
+                subscriber(change)

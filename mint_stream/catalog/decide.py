@@ -1,0 +1,164 @@
+"""The registrar's rules, pure: the state of an adapter and a command give what is written, or why not.
+
+Laws: numbers are dense and never reused; production never points at a retired or quarantined revision; a command repeated while it is
+remembered changes nothing; an attempt once passed stays passed; a rejected command changes nothing, so it is not remembered either.
+"""
+
+from typing import NoReturn
+
+from mint_stream.catalog import aliases
+from mint_stream.catalog.announcing import announce
+from mint_stream.catalog.case import Case, Refusal, Repetition
+from mint_stream.catalog.state import AdapterState, Decision
+from mint_stream.messages.adapters import (
+    AdapterCommand,
+    Announce,
+    Claim,
+    ClaimGranted,
+    CommandRejectedEvent,
+    CommandRepeated,
+    CurrentClaim,
+    Head,
+    Promote,
+    Quarantine,
+    Retire,
+    Revision,
+    RevisionQuarantined,
+    RevisionRetired,
+    RollBack,
+    RuleSet,
+    SetRule,
+)
+from mint_stream.messages.fleet import PoolBase
+from mint_stream.messages.shared import CatalogPosition
+
+MAX_ALIASES = 256
+"""An adapter's aliases ride in every head record, which has to fit a Kafka record."""
+MAX_ANNOUNCE_AGE_MS = 24 * 3600 * 1000
+"""An announce older than this is refused: files that nothing refers to are swept after twice as long."""
+_REASON_CHARACTERS = 1000
+
+
+def decide(
+    state: AdapterState, command: AdapterCommand, base: PoolBase | None, now_ms: int, max_announce_age_ms: int = MAX_ANNOUNCE_AGE_MS
+) -> Decision:
+    """What `command` leads to. `base` is the base of the pool an announce names, None when that pool has none."""
+    case = Case(state, command, now_ms)
+    try:
+        case.check_repetition()
+        match command:
+            case Claim():
+                return _claim(case, command)
+            case Announce():
+                return announce(case, command, base, max_announce_age_ms)
+            case Promote():
+                return _promote(case, command)
+            case RollBack():
+                return _roll_back(case, command)
+            case Quarantine():
+                return _quarantine(case, command)
+            case Retire():
+                return _retire(case, command)
+            case SetRule():
+                return _set_rule(case, command)
+    except Repetition as known:
+        return Decision((CommandRepeated(**case.stamp, number=known.number, attempt=known.attempt),))
+    except Refusal as refusal:
+        attempt = state.head.attempt if state.head is not None else 0
+        current = attempt if isinstance(command, Claim | Announce) else None
+        return Decision((CommandRejectedEvent(**case.stamp, command=command.type, reason=str(refusal), current_attempt=current),))
+
+
+def _claim(case: Case, command: Claim) -> Decision:
+    head = case.state.head or Head(adapter_id=command.adapter_id, pool=command.pool)
+    case.check_pool(head, command.pool)
+    granted = head.attempt + 1
+    if command.expected_attempt != granted:
+        raise Refusal(f"attempt {command.expected_attempt} was expected and {granted} would be next: watch whoever holds {head.attempt}")
+    claimed = case.remembering(head, attempt=granted).model_copy(
+        update={"attempt": granted, "claim": CurrentClaim(job_id=command.job_id, attempt=granted)}
+    )
+    return Decision((ClaimGranted(**case.stamp, job_id=command.job_id, attempt=granted),), head=claimed)
+
+
+def _promote(case: Case, command: Promote) -> Decision:
+    head = case.existing_head()
+    _check_position(case, command.expected_position)
+    if command.alias == aliases.PREVIOUS:
+        raise Refusal("previous is what production was before its last move and cannot be set: roll back to use it")
+    if command.alias.isdigit():
+        raise Refusal(f"alias {command.alias} would read as a revision number: choose a name that is not only digits")
+    if command.alias not in head.aliases and len(head.aliases) >= MAX_ALIASES:
+        raise Refusal(f"adapter {command.adapter_id} has {len(head.aliases)} aliases and may have no more: move one of them")
+    _servable(case, command.number)
+    after = aliases.moved(head.aliases, command.alias, command.number)
+    events = aliases.moves(command, "promote", head.aliases, after, case.now_ms, first=command.alias)
+    return Decision(events, head=case.remembering(head, number=command.number).model_copy(update={"aliases": after}))
+
+
+def _roll_back(case: Case, command: RollBack) -> Decision:
+    head = case.existing_head()
+    _check_position(case, command.expected_position)
+    target = head.aliases.get(aliases.PREVIOUS)
+    if target is None:
+        raise Refusal("production has no revision it was moved from: promote the one you want")
+    after = aliases.moved(head.aliases, aliases.PRODUCTION, target)
+    events = aliases.moves(command, "roll-back", head.aliases, after, case.now_ms)
+    return Decision(events, head=case.remembering(head, number=target).model_copy(update={"aliases": after, "rule": "manual"}))
+
+
+def _quarantine(case: Case, command: Quarantine) -> Decision:
+    head, revision = case.existing_head(), case.existing_revision(command.number)
+    if revision.state == "quarantined":
+        raise Repetition(number=command.number)
+    if revision.state == "retired":
+        raise Refusal(f"revision {command.number} is retired: nothing serves it")
+    after, reason = aliases.without(head.aliases, command.number), command.reason[:_REASON_CHARACTERS]
+    return Decision(
+        (
+            RevisionQuarantined(**case.stamp, number=command.number, reason=reason),
+            *aliases.moves(command, "quarantine", head.aliases, after, case.now_ms),
+        ),
+        (revision.model_copy(update={"state": "quarantined", "reason": reason}),),
+        case.remembering(head, number=command.number).model_copy(update={"aliases": after}),
+    )
+
+
+def _retire(case: Case, command: Retire) -> Decision:
+    head, revision = case.existing_head(), case.existing_revision(command.number)
+    if revision.state == "retired":
+        raise Repetition(number=command.number)
+    if head.aliases.get(aliases.PRODUCTION) == command.number:
+        raise Refusal(f"production points at revision {command.number}: promote another one first")
+    after = aliases.without(head.aliases, command.number)
+    return Decision(
+        (RevisionRetired(**case.stamp, number=command.number), *aliases.moves(command, "retire", head.aliases, after, case.now_ms)),
+        (_stub(revision),),
+        case.remembering(head, number=command.number).model_copy(update={"aliases": after}),
+    )
+
+
+def _set_rule(case: Case, command: SetRule) -> Decision:
+    head = case.existing_head()
+    return Decision((RuleSet(**case.stamp, rule=command.rule),), head=case.remembering(head).model_copy(update={"rule": command.rule}))
+
+
+def _stub(revision: Revision) -> Revision:
+    kept = {"adapter_id", "number", "digest", "pool", "job_id", "step", "announced_at_ms"}
+    return Revision(state="retired", **revision.model_dump(include=kept))
+
+
+def _servable(case: Case, number: int) -> None:
+    revision = case.existing_revision(number)
+    if revision.state != "announced":
+        raise Refusal(f"revision {number} is {revision.state}: only an announced one can be promoted")
+
+
+def _check_position(case: Case, expected: CatalogPosition | None) -> None:
+    if expected is not None and expected != case.state.position:
+        _moved_on(expected, case.state.position)
+
+
+def _moved_on(expected: CatalogPosition, actual: CatalogPosition | None) -> NoReturn:
+    now = f"{actual.partition}:{actual.offset}" if actual is not None else "nowhere"
+    raise Refusal(f"the head was expected at {expected.partition}:{expected.offset} and stands at {now}: look again, then decide")

@@ -1,0 +1,69 @@
+"""Running a pass through a stock transformers model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from mint_stream.errors import BaseUnusable
+from mint_stream.model import attention
+from mint_stream.model.lora_linear import LoraSites
+from mint_stream.model.passes import KeyValues, Pass
+
+
+class Uncached(Cache):  # type: ignore[misc]  # transformers ships no types
+    """Keeps nothing: for passes made of whole sequences. Present so that stock models build no masks of their own."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Give them back."""
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions are explicit; models ask and need not know."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """(length, offset): no mask is built from them."""
+        return query_length, 0
+
+
+class PackedModel:
+    """A resident model prepared for packed passes: attention "mint", LoRA sites in place. Serving and training call `forward`."""
+
+    def __init__(self, model: nn.Module, linears: Mapping[str, object], head: str | None = "lm_head") -> None:
+        """`linears` are the module paths an adapter may target. Raises BaseUnusable when the model does not take part."""
+        attention.register()
+        self.model = model
+        self.sites = LoraSites(model, linears, head)
+        model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
+        if getattr(model.config, "_attn_implementation", None) != attention.NAME:
+            raise BaseUnusable(f"{type(model).__name__} does not use transformers' attention registry, so its passes cannot be packed")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.model.parameters()).device
+
+    def forward(self, pass_: Pass, cache: KeyValues | None = None) -> Tensor:
+        """Logits [selected rows, vocabulary]. `cache` holds what earlier passes wrote; None: every span is a whole sequence.
+
+        With `pass_.training` gradients flow: call backward on anything made of the logits, within `sites.applied(pass_)` when
+        layers are recomputed. The adapters' gradient slices are added to in place.
+        """
+        with self.sites.applied(pass_), torch.set_grad_enabled(pass_.training):
+            output = self.model(
+                input_ids=torch.tensor([pass_.tokens], dtype=torch.long, device=self.device),
+                position_ids=torch.tensor([pass_.positions], dtype=torch.long, device=self.device),
+                past_key_values=cache if cache is not None else Uncached(),
+                use_cache=True,
+                logits_to_keep=torch.tensor(pass_.selected, dtype=torch.long, device=self.device),
+                mint_pass=pass_,
+                mint_cache=cache,
+            )
+        logits: Tensor = output.logits[0]
+        return logits

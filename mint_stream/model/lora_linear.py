@@ -1,0 +1,60 @@
+"""The LoRA sites of a base: linear layers that add to each row what the row's own adapter says, in serving and in training."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mint_stream.kernels import add_lora, lora_with_gradients
+from mint_stream.model.passes import Pass
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer of the base, its weight shared with the layer it replaces, that looks up the pass in progress."""
+
+    def __init__(self, replaced: nn.Linear, path: str, current: ContextVar[Pass | None], anchor: Tensor, selects_rows: bool) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = replaced.in_features, replaced.out_features
+        self.weight, self.bias = replaced.weight, replaced.bias
+        self.path, self.selects_rows = path, selects_rows
+        self._current, self._anchor = current, anchor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] → [..., out]: the base's answer, plus the adapter's in rows that have one."""
+        flat = x.reshape(-1, self.in_features)
+        y = functional.linear(flat, self.weight, self.bias)
+        pass_ = self._current.get()
+        weights = None if pass_ is None else pass_.adapters.site(self.path)
+        if pass_ is not None and weights is not None:
+            segments = pass_.selected_segments if self.selects_rows else pass_.segments
+            if pass_.training:
+                y = lora_with_gradients(flat, y, segments, weights, self._anchor)
+            else:
+                add_lora(flat, y, segments, weights)
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+class LoraSites:
+    """All LoRA sites of one model. Installing them changes no weight and no module path."""
+
+    def __init__(self, model: nn.Module, paths: Mapping[str, object], head: str | None = "lm_head") -> None:
+        """Replace the linear layers at `paths`. `head` names the one whose rows are the pass's selected rows."""
+        self._current: ContextVar[Pass | None] = ContextVar("mint_pass", default=None)
+        anchor = torch.zeros((), requires_grad=True)
+        for path in paths:
+            parent, _, name = path.rpartition(".")
+            replaced = cast(nn.Linear, model.get_submodule(path))
+            setattr(model.get_submodule(parent), name, LoraLinear(replaced, path, self._current, anchor, path == head))
+
+    @contextmanager
+    def applied(self, pass_: Pass) -> Iterator[None]:
+        """Within this block, forward passes (and recomputation in backward ones) use this pass's adapters. Per thread."""
+        token = self._current.set(pass_)
+        try:
+            yield
+        finally:
+            self._current.reset(token)

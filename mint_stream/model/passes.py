@@ -1,0 +1,108 @@
+"""A pass: many pieces of sequences packed into one row of tokens, with what attention and LoRA need to keep them apart."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from mint_stream.kernels import LoraWeights, Segments, SiteWeights
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows start ≤ row < end are the tokens at `position`, `position + 1`, ... of one sequence, whose cache is `slot`.
+
+    `slot` -1: the span is a whole sequence (position 0) and nothing is cached.
+    """
+
+    start: int
+    end: int
+    position: int = 0
+    slot: int = -1
+
+    @property
+    def rows(self) -> int:
+        """How many tokens of the sequence this pass computes."""
+        return self.end - self.start
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence up to the end of this span."""
+        return self.position + self.rows
+
+
+class AdapterSet:
+    """The adapters of a pass, slot by slot, and for each layer what they have there. Build once, use for every pass with the same set."""
+
+    def __init__(self, layers: Sequence[Mapping[str, LoraWeights]]) -> None:
+        self.layers = tuple(layers)
+        self._sites: dict[str, SiteWeights | None] = {}
+
+    def site(self, path: str) -> SiteWeights | None:
+        """Weights of the layer at `path`; None when no adapter of the set targets it."""
+        if path not in self._sites:
+            at = [layers.get(path) for layers in self.layers]
+            self._sites[path] = SiteWeights(at) if any(at) else None
+        return self._sites[path]
+
+
+NO_ADAPTERS = AdapterSet(())
+
+
+class KeyValues(Protocol):
+    """Where attention reads what earlier passes wrote."""
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, each [slots, kv_heads, tokens, width]."""
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write this pass's keys and values [1, kv_heads, rows, width]; give them back unchanged."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass [1, T]. `segments` say which rows belong to which slot of `adapters`; `selected` are the rows to get logits for."""
+
+    tokens: tuple[int, ...]
+    spans: tuple[Span, ...]
+    selected: tuple[int, ...]
+    segments: Segments
+    adapters: AdapterSet = NO_ADAPTERS
+    training: bool = False
+    """Gradients flow to the inputs of every layer and into the adapters' gradient slices."""
+    scratch: dict[object, Any] = field(default_factory=dict, compare=False)
+    """What layers compute once a pass and share: masks, row indices, which spans go together."""
+
+    @cached_property
+    def positions(self) -> tuple[int, ...]:
+        """Each row's position in its own sequence."""
+        return tuple(position for span in self.spans for position in range(span.position, span.length))
+
+    @cached_property
+    def selected_segments(self) -> Segments:
+        """The row space of lm_head: only the selected rows."""
+        return self.segments.select(self.selected)
+
+    def shared(self, key: object, make: Callable[[], T]) -> T:
+        """`make()` the first time a layer of this pass asks for `key`, the same tensor from then on."""
+        if key not in self.scratch:
+            self.scratch[key] = make()
+        shared: T = self.scratch[key]
+        return shared
+
+
+def pack(sequences: Sequence[tuple[Sequence[int], int]], selected: Sequence[int] | None = None, **rest: Any) -> Pass:
+    """Whole sequences [(tokens, adapter slot or -1)] in one pass, for training and scoring. `selected`: rows, all by default."""
+    tokens: list[int] = []
+    spans: list[Span] = []
+    slots: list[int] = []
+    for ids, slot in sequences:
+        spans.append(Span(len(tokens), len(tokens) + len(ids)))
+        tokens.extend(ids)
+        slots.extend([slot] * len(ids))
+    rows = tuple(range(len(tokens))) if selected is None else tuple(selected)
+    return Pass(tuple(tokens), tuple(spans), rows, Segments.of_slots(slots), **rest)

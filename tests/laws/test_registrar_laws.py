@@ -1,0 +1,159 @@
+"""The laws of the registrar's rules, over random sequences of commands, with the log they write folded into a real Catalog."""
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from mint_stream.catalog import Catalog, Entry
+from mint_stream.catalog.decide import decide
+from mint_stream.catalog.state import AdapterState, Decision
+from mint_stream.messages.adapters import AdapterCommand, head_key, revision_key
+from mint_stream.messages.shared import CatalogPosition
+from tests.adapter_commands import BASE, NOW_MS, announce, claim, promote, quarantine, retire, roll_back, set_rule
+
+ADAPTER = "a"
+NUMBERS = st.integers(1, 6)
+JOBS = st.sampled_from(["job-1", "job-2"])
+
+
+class Registrar(RuleBasedStateMachine):
+    """Decides commands against a state that only ever comes from folding what was decided before."""
+
+    @initialize()
+    def empty(self) -> None:
+        self.catalog = Catalog(None, 1)
+        self.memory = AdapterState(ADAPTER)
+        self.offset = 0
+        self.numbers: list[int] = []
+        self.attempts = 0
+        self.done: list[tuple[AdapterCommand, Decision]] = []
+
+    def teardown(self) -> None:
+        if hasattr(self, "catalog"):
+            self.catalog.close()
+
+    def folded(self) -> AdapterState:
+        return AdapterState(ADAPTER, self.catalog.head(ADAPTER), self.catalog.head_position(ADAPTER), self.catalog)
+
+    def give(self, command: AdapterCommand) -> Decision:
+        decision = decide(self.folded(), command, BASE, NOW_MS)
+        assert decision == decide(self.memory, command, BASE, NOW_MS), "the fold of the log and the state in memory decide alike"
+        assert decision.events, "no command is met by silence"
+        self.write(decision)
+        if decision.head is not None:
+            self.done.append((command, decision))
+        return decision
+
+    def write(self, decision: Decision) -> None:
+        if decision.head is None:
+            assert not decision.revisions, "without a head nothing changes"
+            return
+        rows = [(revision_key(ADAPTER, revision.number), revision.encode()) for revision in decision.revisions]
+        rows.append((head_key(ADAPTER), decision.head.encode()))
+        entries = [Entry(key, value, self.offset + n) for n, (key, value) in enumerate(rows)]
+        self.catalog.apply(0, entries, self.offset + len(entries) + 1)
+        self.memory = self.memory.after(decision, CatalogPosition(partition=0, offset=entries[-1].offset))
+        self.offset += len(entries) + 1
+
+    def aliases(self) -> dict[str, int]:
+        head = self.catalog.head(ADAPTER)
+        return head.aliases if head is not None else {}
+
+    @rule(promotion=st.sampled_from([None, "auto", "manual", "gated"]), parent=st.none() | NUMBERS)
+    def import_revision(self, promotion: Any, parent: int | None) -> None:
+        self.note_number(self.give(announce(ADAPTER, promotion=promotion, parent=parent)))
+
+    @rule(job=JOBS, attempt=st.integers(1, 5), step=st.integers(0, 3))
+    def announce_step(self, job: str, attempt: int, step: int) -> None:
+        known = self.catalog.number_of_step(ADAPTER, job, step)
+        decision = self.give(announce(ADAPTER, job_id=job, attempt=attempt, step=step))
+        if attempt < self.attempts:
+            assert decision.events[0].type == "command-rejected", "an older attempt is rejected for ever"
+        if known is not None:
+            assert decision.head is None, "one revision a (job, step)"
+        self.note_number(decision)
+
+    def note_number(self, decision: Decision) -> None:
+        self.numbers.extend(revision.number for revision in decision.revisions)
+
+    @rule(job=JOBS, attempt=st.integers(1, 5))
+    def claim_adapter(self, job: str, attempt: int) -> None:
+        granted = self.give(claim(ADAPTER, attempt, job)).head is not None
+        assert granted == (attempt == self.attempts + 1), "exactly the next attempt is granted"
+        self.attempts += granted
+
+    @rule(number=NUMBERS, alias=st.sampled_from(["production", "candidate", "canary"]))
+    def point_alias(self, number: int, alias: str) -> None:
+        before = self.aliases()
+        decision = self.give(promote(ADAPTER, number, alias=alias))
+        if decision.head is not None:
+            assert self.aliases()[alias] == number
+            if alias == "production" and before.get("production") not in (None, number):
+                assert self.aliases()["previous"] == before["production"]
+
+    @rule(number=NUMBERS)
+    def promote_and_roll_back(self, number: int) -> None:
+        before = self.aliases().get("production")
+        if self.give(promote(ADAPTER, number)).head is not None and before not in (None, number):
+            assert self.give(roll_back(ADAPTER)).head is not None
+            assert self.aliases()["production"] == before, "a rollback after a promote restores"
+            assert self.catalog.head(ADAPTER).rule == "manual"
+
+    @rule()
+    def roll_back(self) -> None:
+        previous = self.aliases().get("previous")
+        decision = self.give(roll_back(ADAPTER))
+        assert (decision.head is None) == (previous is None)
+
+    @rule(number=NUMBERS)
+    def quarantine(self, number: int) -> None:
+        self.give(quarantine(ADAPTER, number))
+
+    @rule(number=NUMBERS)
+    def retire(self, number: int) -> None:
+        served = self.aliases().get("production") == number
+        decision = self.give(retire(ADAPTER, number))
+        assert not (served and decision.head is not None), "production is never retired"
+
+    @rule(chosen=st.sampled_from(["auto", "manual", "gated"]))
+    def set_rule(self, chosen: str) -> None:
+        self.give(set_rule(ADAPTER, chosen))
+
+    @rule(choice=st.randoms(use_true_random=False))
+    def repeat(self, choice: Any) -> None:
+        if not self.done:
+            return
+        command, first = choice.choice(self.done[-32:])
+        again = self.give(command)
+        assert again.head is None, "a repeated command changes nothing"
+        assert again.events[0].type == "command-repeated"
+        if first.revisions and command.type == "announce":
+            assert again.events[0].number == first.revisions[0].number
+
+    @rule(behind=st.integers(1, 3))
+    def promote_from_a_position_left_behind(self, behind: int) -> None:
+        here = self.catalog.head_position(ADAPTER)
+        if here is not None and here.offset >= behind:
+            stale = CatalogPosition(partition=0, offset=here.offset - behind)
+            assert self.give(promote(ADAPTER, 1, expected_position=stale)).head is None
+
+    @invariant()
+    def numbers_are_dense_and_never_reused(self) -> None:
+        if not hasattr(self, "catalog"):
+            return
+        head = self.catalog.head(ADAPTER)
+        born = len(self.catalog.revisions(ADAPTER))
+        assert [revision.number for revision in self.catalog.revisions(ADAPTER)] == list(range(1, born + 1))
+        assert (head.next_number if head is not None else 1) == born + 1 == max(self.numbers, default=0) + 1
+
+    @invariant()
+    def aliases_point_at_what_is_served(self) -> None:
+        if hasattr(self, "catalog"):
+            for alias in self.aliases():
+                assert self.catalog.resolve(f"{ADAPTER}@{alias}").state == "announced"
+
+
+Registrar.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRegistrarLaws = Registrar.TestCase
