@@ -1,0 +1,90 @@
+"""Keys and values of the running sequences, one slot of fixed length a sequence, in memory that the system commits only when touched."""
+
+import heapq
+import math
+import mmap
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from mint_stream.model.passes import Pass
+
+
+class SlottedCache(Cache):  # type: ignore[misc]  # transformers ships no types
+    """A layer's keys are [slots, tokens, kv_heads, width] in memory. Stock models call `update`; our attention reads `layer`.
+
+    Never-written and released places hold zeros, so that masked reads of them are finite.
+    """
+
+    def __init__(self, slots: int, slot_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layers=[])
+        self.slots, self.slot_tokens = slots, slot_tokens
+        self._dtype, self._device = dtype, device
+        self._stored: dict[int, tuple[Tensor, Tensor]] = {}
+        self._free = list(range(slots))
+        self._rows = torch.empty(0, dtype=torch.long, device=device)
+
+    @property
+    def free_slots(self) -> int:
+        """How many sequences more would fit."""
+        return len(self._free)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes when every slot is full."""
+        return sum(side.numel() * side.element_size() for pair in self._stored.values() for side in pair)
+
+    def take(self) -> int:
+        """A free slot, the lowest, so that running slots are neighbours."""
+        return heapq.heappop(self._free)
+
+    @torch.inference_mode()
+    def release(self, slot: int, tokens: int) -> None:
+        """Give a slot back; its first `tokens` places were used."""
+        for pair in self._stored.values():
+            for side in pair:
+                side[slot, :tokens].zero_()
+        heapq.heappush(self._free, slot)
+
+    def place(self, pass_: Pass) -> None:
+        """Where the rows of the next pass are written."""
+        rows = [span.slot * self.slot_tokens + position for span in pass_.spans for position in range(span.position, span.length)]
+        self._rows = torch.tensor(rows, dtype=torch.long, device=self._device)
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [slots, kv_heads, tokens, width], as views."""
+        keys, values = self._stored[index]
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write this pass's keys and values [1, kv_heads, rows, width] to the places of `place`; give them back."""
+        if layer_idx not in self._stored:
+            self._stored[layer_idx] = (self._arena(keys), self._arena(values))
+        for stored, fresh in zip(self._stored[layer_idx], (keys, values), strict=True):
+            stored.view(-1, *stored.shape[2:]).index_copy_(0, self._rows, fresh[0].transpose(0, 1))
+        return keys, values
+
+    def _arena(self, like: Tensor) -> Tensor:
+        shape = (self.slots, self.slot_tokens, like.shape[1], like.shape[3])
+        return (
+            zeros_when_touched(shape, self._dtype)
+            if self._device.type == "cpu"
+            else torch.zeros(shape, dtype=self._dtype, device=self._device)
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions are explicit; models ask and need not know."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """(length, offset): no mask is built from them."""
+        return query_length, 0
+
+
+def zeros_when_touched(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """CPU zeros whose pages cost memory only once written: slots are as long as the context, most sequences are short."""
+    size = math.prod(shape) * dtype.itemsize
+    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=dtype).view(*shape)

@@ -1,0 +1,1 @@
+"""Training: datasets, losses, optimizer state, checkpoints, and the pass that many jobs share."""

@@ -1,0 +1,146 @@
+"""Where a job is worked on: everything about it that needs torch or the store and knows nothing of Kafka. Called from one thread."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mint_stream.adapter import AdapterWeights
+from mint_stream.errors import BaseMismatch, InvalidAdapter, InvalidDataset, InvalidJob, InvalidRequest
+from mint_stream.messages.adapters import Manifest, Revision
+from mint_stream.messages.training import LoraSettings, TrainingJob
+from mint_stream.model.base import ResidentBase
+from mint_stream.store import Store
+from mint_stream.trainer.checkpoint import CheckpointManifest, CheckpointName, Checkpoints, check_same_job
+from mint_stream.trainer.dataset import Dataset, read_dataset
+from mint_stream.trainer.fingerprint import numeric_fingerprint
+from mint_stream.trainer.optimizer import FlatAdapter
+from mint_stream.trainer.run import StepReport, TrainingRun
+from mint_stream.trainer.trainer import Trainer
+
+ReadDataset = Callable[[str], bytes]
+"""Gives the bytes at a uri. Raises UriNotAllowed, InvalidRequest or StoreUnavailable."""
+
+
+@dataclass
+class Work:
+    """A job being worked on, and the checkpoint it last went on from or wrote."""
+
+    run: TrainingRun
+    checkpoint: CheckpointName | None = None
+    resumed: Literal["exact", "inexact"] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last step made."""
+
+
+class Workshop:
+    """Prepares, resumes, steps, saves and uploads jobs on one resident base."""
+
+    def __init__(self, base: ResidentBase, trainer: Trainer, store: Store, read: ReadDataset, max_rank: int) -> None:
+        self._base = base
+        self._trainer = trainer
+        self._store = store
+        self._read = read
+        self._max_rank = max_rank
+        self.fingerprint = numeric_fingerprint(base)
+
+    def prepare(self, job: TrainingJob, parent: Revision | None) -> Work:
+        """Validate the whole job and start it at step 0. `parent` is the revision `job.parent` names.
+
+        Raises InvalidJob, InvalidDataset (names the line), UriNotAllowed, BaseMismatch, CorruptObject or StoreUnavailable.
+        """
+        self._check_lengths(job)
+        weights = self._fresh(job) if parent is None else self._continued(job, parent)
+        dataset = self._dataset(job)
+        return Work(TrainingRun(job, dataset, FlatAdapter(weights, self._base.dtype, self._base.device)))
+
+    def resume(self, work: Work) -> Work:
+        """The job at its furthest checkpoint, or as it is when it has none. Raises CorruptObject for one that is not whole."""
+        job, dataset = work.run.job, work.run.dataset
+        found = Checkpoints(self._store, job.job_id).latest()
+        if found is None:
+            return work
+        check_same_job(found.manifest, job_digest(job), dataset.digest, self._base.digest)
+        adapter = FlatAdapter(found.weights, self._base.dtype, self._base.device)
+        run = TrainingRun(job, dataset, adapter, found.manifest.name.step, found.manifest.cursor)
+        run.optimizer.restore(found.moments)
+        same = found.manifest.numeric_fingerprint == self.fingerprint
+        return Work(run, found.manifest.name, "exact" if same else "inexact", dict(found.manifest.metrics))
+
+    def step(self, work: Work) -> StepReport:
+        """One optimizer step. Raises TrainingDiverged."""
+        (outcome,) = self._trainer.step([work.run])
+        if not isinstance(outcome, StepReport):
+            raise outcome
+        work.metrics = {"loss": outcome.loss, "grad_norm": outcome.grad_norm}
+        return outcome
+
+    def save(self, work: Work, attempt: int) -> None:
+        """Make the job's state durable. Raises StoreUnavailable."""
+        run = work.run
+        manifest = CheckpointManifest(
+            job_id=run.job.job_id,
+            name=CheckpointName(step=run.step, attempt=attempt),
+            parent=work.checkpoint,
+            cursor=run.cursor,
+            job_digest=job_digest(run.job),
+            dataset_digest=run.dataset.digest,
+            base_digest=self._base.digest,
+            numeric_fingerprint=self.fingerprint,
+            metrics=work.metrics,
+            files=(),
+        )
+        Checkpoints(self._store, run.job.job_id).write(manifest, run.weights(), run.optimizer.moments())
+        work.checkpoint = manifest.name
+
+    def upload(self, work: Work) -> Manifest:
+        """Put the adapter's files into the store as a revision; the manifest is what an announce carries. Raises StoreUnavailable."""
+        weights = work.run.weights()
+        return self._store.put_revision(
+            weights.to_peft(),
+            digest=weights.digest,
+            base_digest=self._base.digest,
+            targets=weights.targets(),
+            parameters=weights.parameters,
+            numeric_fingerprint=self.fingerprint,
+            metrics=work.metrics,
+        )
+
+    def _check_lengths(self, job: TrainingJob) -> None:
+        longest = job.hyperparameters.max_length_tokens
+        if longest > self._base.context_tokens:
+            raise InvalidJob(f"job {job.job_id}: max_length_tokens {longest} exceeds the base's context of {self._base.context_tokens}")
+
+    def _dataset(self, job: TrainingJob) -> Dataset:
+        settings = job.hyperparameters
+        try:
+            text = self._read(job.dataset_uri)
+        except InvalidRequest as error:
+            raise InvalidDataset(f"job {job.job_id}: {error}") from error
+        return read_dataset(text, self._base.tokenizer, settings.max_length_tokens, settings.too_long)
+
+    def _fresh(self, job: TrainingJob) -> AdapterWeights:
+        try:
+            weights = AdapterWeights.fresh(job.lora, self._base.linears, job.seed, self._base.output_head)
+            weights.check_layers(self._base.linears, self._max_rank)
+        except InvalidAdapter as error:
+            raise InvalidJob(f"job {job.job_id}: {error}") from error
+        return weights
+
+    def _continued(self, job: TrainingJob, parent: Revision) -> AdapterWeights:
+        """The parent's weights. `lora` left at its defaults keeps the parent's shape; anything else must describe that shape."""
+        name = f"{parent.adapter_id}@{parent.number}"
+        if parent.base_digest != self._base.digest:
+            theirs, ours = str(parent.base_digest)[:12], self._base.digest[:12]
+            raise BaseMismatch(f"job {job.job_id}: parent {name} was trained for base {theirs}, this pool runs {ours}")
+        if parent.uri is None:
+            raise InvalidJob(f"parent {name} is retired: its files are gone")
+        weights = AdapterWeights.from_files(self._store.read_revision(parent.uri))
+        asked = job.lora.model_copy(update={"dropout": 0.0})
+        if asked != LoraSettings() and dict(self._fresh(job).config) != dict(weights.config):
+            raise InvalidJob(f"job {job.job_id}: lora differs from parent {name}; leave lora out to continue the parent as it is")
+        return weights
+
+
+def job_digest(job: TrainingJob) -> str:
+    """sha256 of what the job asks for; submitting the same again is the same job."""
+    return job.model_copy(update={"submitted_at_ms": 0}).content_digest()

@@ -1,0 +1,304 @@
+"""The loader: one load however many wait, typed failures, leases that hold, nothing that blocks the loop."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+import torch
+
+from mint_stream.adapter import AdapterBlock, AdapterWeights
+from mint_stream.cache import AdapterSource, Backoff, DeviceTier, HostTier, Loader
+from mint_stream.errors import AdapterUnloadable, BaseMismatch, CorruptObject, InvalidAdapter, RevisionRetired, StoreUnavailable
+from mint_stream.messages.adapters import Revision
+from mint_stream.store import Store
+from tests.factories import LINEARS, random_weights
+
+BLOCK_BYTES = AdapterBlock.build(random_weights()).nbytes
+
+
+def publish(store: Store, number: int = 1, weights: AdapterWeights | None = None) -> Revision:
+    weights = weights or random_weights(seed=number)
+    manifest = store.put_revision(
+        weights.to_peft(), digest=weights.digest, base_digest="b" * 64, targets=weights.targets(), parameters=weights.parameters
+    )
+    return Revision(
+        adapter_id="a",
+        number=number,
+        state="announced",
+        digest=manifest.digest,
+        pool="p",
+        uri=manifest.uri,
+        base_digest="b" * 64,
+        announced_at_ms=0,
+    )
+
+
+class GatedSource(AdapterSource):
+    """Opens when told, fails as often as told, and counts."""
+
+    def __init__(self, store: Store, failures: int = 0) -> None:
+        super().__init__(store, LINEARS, max_rank=8)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.calls = 0
+        self.inside = 0
+        self.most_inside = 0
+        self.failures = failures
+        self.entered = threading.Semaphore(0)
+        self._lock = threading.Lock()
+
+    def block(self, revision: Revision) -> AdapterBlock:
+        with self._lock:
+            self.calls += 1
+            self.inside += 1
+            self.most_inside = max(self.most_inside, self.inside)
+            fail = self.calls <= self.failures
+        self.entered.release()
+        try:
+            assert self.gate.wait(20)
+            if fail:
+                raise StoreUnavailable("the store sleeps")
+            return super().block(revision)
+        finally:
+            with self._lock:
+                self.inside -= 1
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest) -> Store:
+    return Store(f"memory://loader/{request.node.name.replace('[', '-').replace(']', '')}")
+
+
+@pytest.fixture
+def source(store: Store) -> GatedSource:
+    return GatedSource(store)
+
+
+@pytest.fixture
+async def loader(source: GatedSource) -> AsyncIterator[Loader]:
+    made = make_loader(source)
+    yield made
+    source.gate.set()
+    await made.close()
+
+
+def make_loader(source: AdapterSource, device_blocks: int = 10, host_blocks: int = 10, parallelism: int = 4) -> Loader:
+    return Loader(source, HostTier(host_blocks * BLOCK_BYTES), DeviceTier(device_blocks * BLOCK_BYTES), parallelism, Backoff(3, 0.0))
+
+
+async def entered(source: GatedSource, times: int = 1) -> None:
+    for _ in range(times):
+        assert await asyncio.to_thread(source.entered.acquire, timeout=20)
+
+
+async def test_a_lease_gives_the_adapters_numbers(loader: Loader, store: Store) -> None:
+    weights = random_weights(seed=3)
+    lease = await loader.lease(publish(store, weights=weights))
+    path = "model.layers.1.mlp.down_proj"
+    torch.testing.assert_close(lease.block.layers[path].Bt, weights.layers[path].B.t() * weights.layers[path].scaling)
+    assert lease.block.digest == weights.digest
+
+
+async def test_however_many_wait_it_is_loaded_once(loader: Loader, store: Store, source: GatedSource) -> None:
+    revision = publish(store)
+    source.gate.clear()
+    waiters = [asyncio.create_task(loader.lease(revision)) for _ in range(50)]
+    fetching = asyncio.create_task(loader.prefetch(revision))
+    await entered(source)
+    source.gate.set()
+    leases = await asyncio.gather(*waiters)
+    await fetching
+    assert source.calls == loader.loads_total == 1
+    assert len({id(lease.block) for lease in leases}) == 1
+    (await loader.lease(revision)).release()
+    assert loader.hits == 1
+
+
+async def test_loading_is_bounded_and_leaves_the_loop_free(store: Store, source: GatedSource) -> None:
+    loader = make_loader(source, parallelism=2)
+    source.gate.clear()
+    waiters = [asyncio.create_task(loader.lease(publish(store, number))) for number in range(1, 7)]
+    await entered(source, 2)
+    assert source.inside == 2
+    source.gate.set()
+    await asyncio.gather(*waiters)
+    assert source.most_inside == 2
+    assert source.calls == 6
+
+
+async def test_nothing_leased_is_evicted_and_a_waiter_gets_the_room_that_is_given_back(store: Store, source: GatedSource) -> None:
+    loader = make_loader(source, device_blocks=2)
+    first, second = [await loader.lease(publish(store, number)) for number in (1, 2)]
+    third = asyncio.create_task(loader.lease(publish(store, 3)))
+    await entered(source, 3)
+    await asyncio.wait({third}, timeout=0.05)
+    assert not third.done()
+    assert {first.block.digest, second.block.digest} == set(loader.device.digests())
+    first.release()
+    assert (await third).block.digest in loader.device
+    assert first.block.digest not in loader.device
+    assert second.block.digest in loader.device
+    assert loader.device.used_bytes <= 2 * BLOCK_BYTES
+
+
+async def test_releasing_twice_gives_back_once(store: Store, source: GatedSource) -> None:
+    loader = make_loader(source, device_blocks=1)
+    revision = publish(store)
+    first, second = await loader.lease(revision), await loader.lease(revision)
+    first.release()
+    first.release()
+    other = asyncio.create_task(loader.lease(publish(store, 2)))
+    await asyncio.wait({other}, timeout=0.05)
+    assert not other.done()
+    second.release()
+    (await other).release()
+
+
+async def test_what_left_the_device_comes_back_from_the_host_tier(store: Store, source: GatedSource) -> None:
+    loader = make_loader(source, device_blocks=1)
+    one, two = publish(store, 1), publish(store, 2)
+    for revision in (one, two, one, two):
+        (await loader.lease(revision)).release()
+    assert source.calls == 2
+
+
+async def test_what_production_was_stays_in_the_host_tier(store: Store, source: GatedSource) -> None:
+    loader = make_loader(source, device_blocks=1, host_blocks=2)
+    previous = publish(store, 1)
+    (await loader.lease(previous)).release()
+    loader.keep("a", previous.digest)
+    for number in range(2, 6):
+        (await loader.lease(publish(store, number))).release()
+    assert previous.digest in loader.host
+    loader.keep("a", None)
+    for number in range(6, 8):
+        (await loader.lease(publish(store, number))).release()
+    assert previous.digest not in loader.host
+
+
+async def test_a_passing_failure_is_tried_again(store: Store) -> None:
+    source = GatedSource(store, failures=2)
+    (await make_loader(source).lease(publish(store))).release()
+    assert source.calls == 3
+
+
+async def test_a_failure_that_lasts_is_told_to_its_waiters_and_forgotten(store: Store) -> None:
+    source = GatedSource(store, failures=3)
+    loader = make_loader(source)
+    revision = publish(store)
+    outcomes = await asyncio.gather(*(loader.lease(revision) for _ in range(3)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 3
+    assert source.calls == 3
+    (await loader.lease(revision)).release()
+
+
+async def test_one_revisions_failure_is_not_its_neighbours(loader: Loader, store: Store) -> None:
+    good, bad = publish(store, 1), publish(store, 2)
+    path = f"{bad.uri}/adapter_model.safetensors".removeprefix(store.uri + "/")
+    content = store.read_object(path)
+    store.delete_object(path)
+    store.put_object(path, content[:-1] + bytes([content[-1] ^ 1]))
+    held, refused = await asyncio.gather(loader.lease(good), loader.lease(bad), return_exceptions=True)
+    assert not isinstance(held, BaseException)
+    assert isinstance(refused, CorruptObject)
+    assert "a@2" in str(refused)
+
+
+async def test_what_is_broken_for_good_is_read_once(loader: Loader, store: Store, source: GatedSource) -> None:
+    weights = random_weights()
+    weights.layers["model.layers.0.self_attn.q_proj"].A[0, 0] = float("nan")
+    revision = publish(store, weights=weights)
+    for _ in range(3):
+        with pytest.raises(InvalidAdapter, match=r"a@1.*not finite"):
+            await loader.lease(revision)
+    with pytest.raises(InvalidAdapter, match="a@1"):
+        await loader.prefetch(revision)
+    assert source.calls == 1
+
+
+async def test_what_does_not_fit_the_base_is_refused_by_name(loader: Loader, store: Store) -> None:
+    with pytest.raises(BaseMismatch, match=r"a@1.*model\.layers\.7"):
+        await loader.lease(publish(store, 1, random_weights({"model.layers.7.mlp.down_proj": (40, 16)})))
+    with pytest.raises(BaseMismatch, match=r"a@2.*41 -> 16"):
+        await loader.lease(publish(store, 2, random_weights({"model.layers.0.mlp.down_proj": (41, 16)})))
+    with pytest.raises(InvalidAdapter, match=r"a@3.*rank 9"):
+        await loader.lease(publish(store, 3, random_weights(rank=9)))
+
+
+async def test_other_bytes_than_announced_are_refused(loader: Loader, store: Store) -> None:
+    revision = publish(store).model_copy(update={"digest": "c" * 64})
+    with pytest.raises(CorruptObject, match=r"a@1.*announced as cccc"):
+        await loader.lease(revision)
+
+
+async def test_a_retired_revision_has_no_files(loader: Loader, store: Store) -> None:
+    with pytest.raises(RevisionRetired, match="a@1"):
+        await loader.lease(publish(store).model_copy(update={"uri": None, "state": "retired"}))
+
+
+async def test_an_adapter_larger_than_the_device_tier_is_refused(store: Store, source: GatedSource) -> None:
+    loader = make_loader(source, device_blocks=1)
+    with pytest.raises(AdapterUnloadable, match=r"a@1.*do not fit the device tier"):
+        await loader.lease(publish(store, weights=random_weights(rank=8)))
+    await loader.lease(publish(store, 2))
+
+
+async def test_a_waiter_that_gives_up_disturbs_no_other_and_leaves_no_lease(store: Store, source: GatedSource) -> None:
+    loader = make_loader(source, device_blocks=1)
+    revision = publish(store)
+    source.gate.clear()
+    patient, hasty = asyncio.create_task(loader.lease(revision)), asyncio.create_task(loader.lease(revision))
+    await entered(source)
+    hasty.cancel()
+    await asyncio.wait({hasty})
+    source.gate.set()
+    (await patient).release()
+    (await loader.lease(publish(store, 2))).release()
+
+
+async def test_a_place_is_held_for_those_who_waited_for_it(store: Store, source: GatedSource) -> None:
+    loader = make_loader(source, device_blocks=1)
+    revisions = [publish(store, number) for number in (1, 2)]
+
+    async def use(revision: Revision) -> None:
+        (await loader.lease(revision)).release()
+
+    for _ in range(5):
+        await asyncio.gather(*(use(revision) for revision in revisions * 5))
+
+
+async def test_when_all_give_up_the_load_ends_and_holds_nothing(store: Store, source: GatedSource) -> None:
+    loader = make_loader(source, device_blocks=1)
+    source.gate.clear()
+    waiter = asyncio.create_task(loader.lease(publish(store)))
+    await entered(source)
+    waiter.cancel()
+    await asyncio.wait({waiter})
+    source.gate.set()
+    (await loader.lease(publish(store, 2))).release()
+    assert source.calls == 2
+
+
+async def test_prefetching_evicts_nothing_from_the_device(store: Store, source: GatedSource) -> None:
+    loader = make_loader(source, device_blocks=1)
+    one, two = publish(store, 1), publish(store, 2)
+    await loader.prefetch(one)
+    assert one.digest in loader.device
+    await loader.prefetch(two)
+    assert one.digest in loader.device
+    assert two.digest in loader.host
+    await loader.prefetch(two)
+    assert source.calls == 2
+
+
+async def test_the_same_content_uploaded_twice_takes_one_place(loader: Loader, store: Store) -> None:
+    weights = random_weights()
+    revisions = [publish(store, number, weights) for number in (1, 2)]
+    leases = await asyncio.gather(*(loader.lease(revision) for revision in revisions))
+    assert leases[0].block is leases[1].block
+    assert loader.device.used_bytes == loader.host.used_bytes == BLOCK_BYTES
+
+
+def test_each_wait_is_twice_the_one_before() -> None:
+    assert [Backoff(4, 0.1).delay_s(failed) for failed in (1, 2, 3)] == [0.1, 0.2, 0.4]

@@ -1,0 +1,172 @@
+"""The engine keeps its promises to the event loop."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mint_stream.adapter import AdapterBlock
+from mint_stream.engine.batcher import Budgets
+from mint_stream.engine.engine import Engine
+from mint_stream.engine.generation import Generation, GenerationEngine
+from mint_stream.errors import AdapterUnloadable, BaseMismatch, Cancelled, DeadlineExceeded, EngineFailed, InvalidRequest, PromptTooLong
+from mint_stream.messages.inference import Sampling
+from mint_stream.model.base import ResidentBase, load_base
+from tests.factories import random_weights, tiny_base
+
+BUDGETS = Budgets(max_num_seqs=4, max_num_batched_tokens=16, max_adapters=3)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> ResidentBase:
+    return load_base(tiny_base(tmp_path_factory.mktemp("base") / "llama"), dtype=torch.float32)
+
+
+@pytest.fixture
+async def engine(base: ResidentBase) -> AsyncIterator[Engine]:
+    engine = Engine(base, BUDGETS)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+def _asks(
+    name: str = "r", text: str = "hello", block: AdapterBlock | None = None, deadline_at_s: float | None = None, **sampling: Any
+) -> Generation:
+    options = {"max_tokens": 8, "ignore_eos": True} | sampling
+    return Generation(name, tuple(text.encode()), Sampling(**options), seed=11, adapter=block, deadline_at_s=deadline_at_s)
+
+
+def _block(base: ResidentBase, seed: int) -> AdapterBlock:
+    return AdapterBlock.build(random_weights(base.linears, seed=seed))
+
+
+async def test_a_row_gets_the_same_tokens_alone_and_in_a_mixed_batch(engine: GenerationEngine, base: ResidentBase) -> None:
+    asked = [_asks(str(n), "some prompt"[: n + 1], _block(base, n % 3) if n % 4 else None, temperature=n % 2 * 0.8) for n in range(9)]
+    alone = [await engine.run(generation) for generation in asked]
+    together = await asyncio.gather(*(engine.run(generation) for generation in asked))
+    assert [one.tokens for one in alone] == [one.tokens for one in together]
+    assert engine.max_adapters_in_step >= 2 and engine.load.running == engine.load.waiting == 0
+
+
+async def test_an_adapter_changes_the_answer_and_another_revision_changes_it_again(engine: GenerationEngine, base: ResidentBase) -> None:
+    answers = [await engine.run(_asks(block=block)) for block in (None, _block(base, 1), _block(base, 2))]
+    assert len({answer.tokens for answer in answers}) == 3
+
+
+async def test_the_streamed_pieces_join_to_the_text_on_the_event_loops_thread(engine: GenerationEngine) -> None:
+    pieces: list[str] = []
+    loop = asyncio.get_running_loop()
+
+    def shown(piece: str) -> None:
+        assert asyncio.get_running_loop() is loop
+        pieces.append(piece)
+
+    completion = await engine.run(_asks(max_tokens=40, temperature=2.0), shown)
+    assert "".join(pieces) == completion.text and len(pieces) > 1
+    assert (await engine.run(_asks(max_tokens=40, temperature=2.0))).text == completion.text
+
+
+async def test_a_stop_string_ends_the_text_before_it(engine: GenerationEngine) -> None:
+    whole = await engine.run(_asks(max_tokens=40, temperature=2.0))
+    stop = whole.text[7:9]
+    cut = await engine.run(_asks(max_tokens=40, temperature=2.0, stop=(stop,)))
+    assert cut.finish_reason == "stop" and cut.text == whole.text[: whole.text.index(stop)]
+    assert whole.finish_reason == "length" and len(whole.tokens) == 40
+
+
+async def test_the_end_of_sequence_token_ends_it_and_shows_no_text(base: ResidentBase) -> None:
+    plain = Engine(base, BUDGETS)
+    await plain.start()
+    first = (await plain.run(_asks(max_tokens=3))).tokens[0]
+    await plain.stop()
+    ending = Engine(replace(base, eos_tokens=frozenset({first})), BUDGETS)
+    await ending.start()
+    completion = await ending.run(_asks(max_tokens=3, ignore_eos=False))
+    assert (completion.tokens, completion.text, completion.finish_reason) == ((first,), "", "stop")
+    assert len((await ending.run(_asks(max_tokens=3, ignore_eos=True))).tokens) == 3
+    await ending.stop()
+
+
+async def test_what_does_not_fit_the_context_is_refused(engine: GenerationEngine) -> None:
+    with pytest.raises(PromptTooLong, match="256 fit in all"):
+        await engine.run(_asks(text="x" * 250))
+    for prompt in ((), (-1,), (10_000,)):
+        with pytest.raises(InvalidRequest):
+            await engine.run(replace(_asks(), prompt_tokens=prompt))
+
+
+async def test_an_adapter_of_another_base_is_refused(engine: GenerationEngine) -> None:
+    with pytest.raises(BaseMismatch, match="down_proj does not fit"):
+        await engine.run(_asks(block=AdapterBlock.build(random_weights())))
+
+
+async def test_a_cancelled_generation_ends_and_frees_its_place(engine: GenerationEngine) -> None:
+    first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    running = asyncio.create_task(engine.run(_asks("long", max_tokens=200), lambda piece: first.done() or first.set_result(piece)))
+    await first
+    assert engine.cancel("long", "enough") and not engine.cancel("unknown", "")
+    with pytest.raises(Cancelled, match="enough"):
+        await running
+    assert engine.load.running + engine.load.waiting == 0
+
+
+async def test_cancelling_the_waiting_task_frees_its_place(engine: Engine) -> None:
+    first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    running = asyncio.create_task(engine.run(_asks(max_tokens=200), lambda piece: first.done() or first.set_result(piece)))
+    await first
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await engine.run(_asks())
+    assert engine._runner.cache.free_slots == BUDGETS.max_num_seqs
+
+
+async def test_a_deadline_ends_a_generation_that_waits_or_runs(engine: GenerationEngine) -> None:
+    with pytest.raises(DeadlineExceeded, match="after 0 generated"):
+        await engine.run(_asks(deadline_at_s=time.monotonic() - 1))
+    with pytest.raises(DeadlineExceeded):
+        await engine.run(_asks(max_tokens=240, deadline_at_s=time.monotonic() + 0.02))
+
+
+async def test_an_adapter_that_overflows_fails_its_own_rows_only(engine: GenerationEngine, base: ResidentBase) -> None:
+    block = _block(base, 1)
+    block.flat.fill_(1e30)
+    neighbours = [_asks(str(number)) for number in range(3)]
+    expected = [(await engine.run(one)).tokens for one in neighbours]
+    results = await asyncio.gather(*(engine.run(one) for one in [_asks(block=block), *neighbours]), return_exceptions=True)
+    assert isinstance(results[0], AdapterUnloadable)
+    assert [getattr(one, "tokens", one) for one in results[1:]] == expected
+
+
+async def test_stopping_cancels_what_runs_and_refuses_what_comes(base: ResidentBase) -> None:
+    engine = Engine(base, BUDGETS)
+    with pytest.raises(EngineFailed, match="not running"):
+        await engine.run(_asks())
+    await engine.start()
+    running = asyncio.create_task(engine.run(_asks(max_tokens=200)))
+    await asyncio.sleep(0)
+    await engine.stop()
+    with pytest.raises(Cancelled):
+        await running
+    await engine.watch()
+    with pytest.raises(EngineFailed):
+        await engine.run(_asks())
+
+
+async def test_a_crash_of_the_thread_reaches_everyone_who_waits(tmp_path: Path) -> None:
+    base = load_base(tiny_base(tmp_path / "base"), dtype=torch.float32)
+    engine = Engine(base, BUDGETS)
+    await engine.start()
+    base.model.model.layers[1].mlp.up_proj.weight.data = torch.zeros(3, 3)
+    results = await asyncio.gather(*(engine.run(_asks(str(number))) for number in range(3)), return_exceptions=True)
+    assert all(isinstance(result, EngineFailed) for result in results)
+    with pytest.raises(EngineFailed, match="RuntimeError"):
+        await engine.watch()
+    with pytest.raises(EngineFailed):
+        await engine.run(_asks())

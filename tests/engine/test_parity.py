@@ -1,0 +1,163 @@
+"""A mixed batch computes for each row what PEFT computes for that row's adapter alone: float32, chunked prefill beside decode."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from mint_stream.adapter import AdapterBlock, AdapterWeights
+from mint_stream.engine.batcher import Batcher, Budgets, Waiting
+from mint_stream.engine.generation import Generation
+from mint_stream.engine.runner import Runner
+from mint_stream.engine.sequence import RunningSequence
+from mint_stream.messages.inference import Sampling
+from mint_stream.model.base import ResidentBase, load_base
+from mint_stream.model.tiny import tiny_model
+from tests.factories import VOCABULARY, tiny_base
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "all-linear": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+    "rs-qv": {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"], "use_rslora": True},
+    "patterns": {
+        "r": 4,
+        "lora_alpha": 4,
+        "target_modules": ["k_proj", "o_proj", "down_proj"],
+        "rank_pattern": {"layers.0.mlp.down_proj": 2},
+        "alpha_pattern": {"o_proj": 12},
+    },
+    "one-layer": {"r": 5, "lora_alpha": 10, "target_modules": ["up_proj"], "layers_to_transform": [1]},
+    "with-head": {"r": 2, "lora_alpha": 8, "target_modules": ["gate_proj", "lm_head"]},
+}
+ATOL = 1e-3
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """PEFT's own single-adapter model, and the same adapter as a block of ours."""
+
+    logits: Callable[[list[int]], Tensor]
+    block: AdapterBlock | None
+
+
+def _quiet_peft(model: Any, config: dict[str, Any]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT asks transformers a deprecated question
+        return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **config)).eval()
+
+
+def _oracle(model: Any, config: dict[str, Any] | None, folder: Path, seed: int, scale: float = 0.2) -> Oracle:
+    block = None
+    if config is not None:
+        model = _quiet_peft(model, config)
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.data.copy_(torch.randn(weight.shape, generator=generator) * scale)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.save_pretrained(folder, save_embedding_layers=False)
+        block = AdapterBlock.build(AdapterWeights.from_files({file.name: file.read_bytes() for file in folder.iterdir()}))
+
+    def logits(tokens: list[int]) -> Tensor:
+        with torch.no_grad():
+            whole: Tensor = model(input_ids=torch.tensor([tokens])).logits[0]
+        return whole
+
+    return Oracle(logits, block)
+
+
+def _sequence(key: int, tokens: list[int], prompt: int, block: AdapterBlock | None) -> RunningSequence:
+    generation = Generation(str(key), tuple(tokens[:prompt]), Sampling(max_tokens=len(tokens) - prompt + 1), seed=0, adapter=block)
+    return RunningSequence(key, generation, lambda _: "", submitted_at_s=0.0)
+
+
+def _forced(runner: Runner, budgets: Budgets, sequences: list[tuple[RunningSequence, list[int]]]) -> Iterator[tuple[int, int, Tensor]]:
+    """Run to the end as an engine would, with the tokens given instead of drawn: (key, position, logits) of each sample."""
+    batcher = Batcher(budgets)
+    by_key = {sequence.key: (sequence, tokens) for sequence, tokens in sequences}
+    for sequence, _ in sequences:
+        adapter = None if sequence.generation.adapter is None else id(sequence.generation.adapter)
+        batcher.add(Waiting(sequence.key, len(sequence.generation.prompt_tokens), adapter, "online", 0.0))
+    while batcher.waiting or batcher.running:
+        step = batcher.step(0.0)
+        for key in step.admitted:
+            by_key[key][0].slot = runner.cache.take()
+        sampling, logits = runner.logits([(rows, by_key[rows.key][0]) for rows in step.rows])
+        for sequence, row in zip(sampling, logits, strict=True):
+            tokens = by_key[sequence.key][1]
+            yield sequence.key, len(sequence.tokens) - 1, row
+            if len(sequence.tokens) == len(tokens):
+                batcher.remove(sequence.key)
+                runner.cache.release(sequence.slot, len(tokens))
+            else:
+                sequence.tokens.append(tokens[len(sequence.tokens)])
+
+
+def _assert_parity(base: ResidentBase, oracles: list[Oracle], vocabulary: int, rounds: int = 3) -> None:
+    generator = torch.Generator().manual_seed(7)
+    sequences, expected = [], {}
+    for key in range(rounds * len(oracles)):
+        oracle = oracles[key % len(oracles)]
+        prompt, length = 1 + key * 5 % 23, 6 + key * 7 % 31
+        tokens = torch.randint(0, vocabulary, (prompt + length,), generator=generator).tolist()
+        sequences.append((_sequence(key, tokens, prompt, oracle.block), tokens))
+        expected[key] = oracle.logits(tokens)
+    runner = Runner(base, slots=7, slot_tokens=64)
+    budgets = Budgets(max_num_seqs=7, max_num_batched_tokens=17, max_adapters=4)
+    seen = 0
+    for key, position, row in _forced(runner, budgets, sequences):
+        torch.testing.assert_close(row, expected[key][position], atol=ATOL, rtol=0)
+        seen += 1
+    assert seen == sum(len(tokens) - len(sequence.generation.prompt_tokens) + 1 for sequence, tokens in sequences)
+    assert runner.max_adapters_in_step >= 3 and runner.cache.free_slots == 7
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gemma3", "mistral"])
+def test_every_row_of_a_mixed_batch_has_its_adapters_own_logits(kind: str, tmp_path: Path) -> None:
+    configs = {name: config for name, config in CONFIGS.items() if not (kind.startswith("gemma") and name == "with-head")}
+    oracles = [
+        _oracle(tiny_model(kind, vocab_size=VOCABULARY), config, tmp_path / name, seed)
+        for seed, (name, config) in enumerate(configs.items())
+    ]
+    base_only = _oracle(tiny_model(kind, vocab_size=VOCABULARY), None, tmp_path, 0)
+    tokens = list(range(20))
+    assert all(float((oracle.logits(tokens) - base_only.logits(tokens)).abs().max()) > 30 * ATOL for oracle in oracles)
+    _assert_parity(load_base(tiny_base(tmp_path / "base", kind), dtype=torch.float32), [*oracles, base_only], VOCABULARY)
+
+
+def test_a_freed_slot_leaves_no_number_that_is_not_finite_behind(tmp_path: Path) -> None:
+    oracle = _oracle(tiny_model("llama", vocab_size=VOCABULARY), CONFIGS["all-linear"], tmp_path / "adapter", 0)
+    base_only = _oracle(tiny_model("llama", vocab_size=VOCABULARY), None, tmp_path, 0)
+    assert oracle.block is not None
+    layers = {path: replace(layer, A=torch.full_like(layer.A, 1e38)) for path, layer in oracle.block.layers.items()}
+    broken = replace(oracle.block, layers=layers)
+    runner = Runner(load_base(tiny_base(tmp_path / "base"), dtype=torch.float32), slots=3, slot_tokens=64)
+    budgets = Budgets(max_num_seqs=3, max_num_batched_tokens=17)
+    tokens = [[(key + at) % VOCABULARY for at in range(40 - 8 * key)] for key in range(5)]
+    sequences = [(_sequence(key, ids, 5, broken if key == 0 else None), ids) for key, ids in enumerate(tokens)]
+    for key, position, row in _forced(runner, budgets, sequences):
+        if key == 0:
+            assert not bool(row.isfinite().all())
+        else:
+            torch.testing.assert_close(row, base_only.logits(tokens[key])[position], atol=ATOL, rtol=0)
+
+
+@pytest.mark.model
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_on_smollm2_too_every_row_has_its_adapters_own_logits(smollm2_path: Path, tmp_path: Path) -> None:
+    def stock() -> Any:
+        return AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32, local_files_only=True).eval()
+
+    names = ("all-linear", "rs-qv", "patterns")
+    oracles = [_oracle(stock(), CONFIGS[name], tmp_path / name, seed, scale=0.02) for seed, name in enumerate(names)]
+    _assert_parity(
+        load_base(smollm2_path, dtype=torch.float32), [*oracles, _oracle(stock(), None, tmp_path, 0)], vocabulary=49_152, rounds=2
+    )

@@ -1,0 +1,178 @@
+"""The trainer's arithmetic: PEFT's gradients, falling loss, and jobs that do not feel each other."""
+
+import random
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch.nn import functional
+
+from mint_stream.adapter import AdapterLayer, AdapterWeights
+from mint_stream.errors import BaseUnusable, TrainingDiverged
+from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingJob
+from mint_stream.model.forward import PackedModel
+from mint_stream.model.tiny import linear_paths, tiny_model
+from mint_stream.trainer.dataset import Dataset, Example
+from mint_stream.trainer.optimizer import FlatAdapter
+from mint_stream.trainer.run import StepReport, TrainingRun
+from mint_stream.trainer.trainer import Trainer, shared_passes
+
+KINDS = ("llama", "qwen3", "gemma2", "mistral")
+
+
+def example(draw: random.Random, length: int) -> Example:
+    tokens = tuple(draw.randrange(256) for _ in range(length))
+    return Example(tokens, (0.0, *(draw.choice([0.0, 1.0, 0.5]) for _ in range(length - 2)), 1.0))
+
+
+def dataset(seed: int = 0, count: int = 12) -> Dataset:
+    draw = random.Random(seed)
+    return Dataset(tuple(example(draw, draw.randrange(3, 30)) for _ in range(count)), "0" * 64)
+
+
+def job(name: str = "j", lora: LoraSettings | None = None, seed: int = 0, **hyperparameters: Any) -> TrainingJob:
+    settings = Hyperparameters(**({"steps": 10, "batch_size": 4, "learning_rate": 1e-2, "micro_batch_tokens": 40} | hyperparameters))
+    return TrainingJob(
+        job_id=name,
+        adapter_id="a",
+        dataset_uri="file:///none",
+        lora=lora or LoraSettings(rank=4, alpha=8.0),
+        hyperparameters=settings,
+        seed=seed,
+        submitted_at_ms=0,
+    )
+
+
+def trained_a_little(job: TrainingJob, linears: dict[str, tuple[int, int]]) -> AdapterWeights:
+    """Fresh weights whose B is not zero, so that A has gradients."""
+    fresh = AdapterWeights.fresh(job.lora, linears, job.seed)
+    draw = torch.Generator().manual_seed(1)
+    layers = {path: AdapterLayer(one.A, torch.randn(one.B.shape, generator=draw) * 0.05, one.scaling) for path, one in fresh.layers.items()}
+    return AdapterWeights(layers=layers, config=fresh.config)
+
+
+def prepared(kind: str = "llama", **changes: Any) -> tuple[Trainer, dict[str, tuple[int, int]]]:
+    model = tiny_model(kind, **changes)
+    linears = linear_paths(model)
+    return Trainer(PackedModel(model, linears)), linears
+
+
+def run_of(job: TrainingJob, linears: dict[str, tuple[int, int]], data: Dataset | None = None) -> TrainingRun:
+    return TrainingRun(job, data or dataset(), FlatAdapter(trained_a_little(job, linears)))
+
+
+def stepped(trainer: Trainer, *runs: TrainingRun) -> list[StepReport]:
+    reports = trainer.step(runs)
+    assert all(isinstance(report, StepReport) for report in reports)
+    return [report for report in reports if isinstance(report, StepReport)]
+
+
+def peft_gradients(kind: str, weights: AdapterWeights, examples: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of PEFT on the stock model, each example by itself."""
+    config = peft.LoraConfig(**{name: value for name, value in weights.config.items() if name not in ("peft_type", "inference_mode")})
+    model = peft.get_peft_model(tiny_model(kind), config)
+    own = dict(model.named_parameters())
+    for path, layer in weights.layers.items():
+        for side in "AB":
+            own[f"base_model.model.{path}.lora_{side}.default.weight"].data.copy_(getattr(layer, side))
+    loss = torch.zeros(())
+    for one in examples:
+        logits = model(input_ids=torch.tensor([one.tokens])).logits[0, :-1]
+        nll = functional.cross_entropy(logits, torch.tensor(one.tokens[1:]), reduction="none")
+        loss = loss + (nll * torch.tensor(one.weights[1:])).sum()
+    loss = loss / sum(one.learned for one in examples)
+    loss.backward()
+    gradients = {name: value.grad for name, value in own.items() if value.grad is not None}
+    return loss.item(), gradients
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT 0.21 asks for it
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_one_step_are_pefts(kind: str) -> None:
+    lora = LoraSettings(rank=4, alpha=8.0, rank_pattern={"q_proj": 2}, target_modules=("q_proj", "v_proj", "down_proj", "lm_head"))
+    lora = lora if kind != "gemma2" else lora.model_copy(update={"target_modules": ("q_proj", "v_proj", "down_proj")})
+    trainer, linears = prepared(kind)
+    run = run_of(job(lora=lora), linears)
+    weights, batch = run.weights(), run.batch()
+    assert len(batch) > 1, "the batch should take several micro-batches"
+    seen: dict[str, torch.Tensor] = {}
+    run.optimizer.step = lambda rate: seen.update(flat=run.adapter.gradients.clone())  # type: ignore[method-assign]
+    run.optimizer.clip = lambda norm: 0.0  # type: ignore[method-assign]
+    (report,) = stepped(trainer, run)
+    loss, expected = peft_gradients(kind, weights, [one for piece in batch for one in piece.examples])
+    assert report.loss == pytest.approx(loss, abs=1e-5)
+    run.adapter.gradients.copy_(seen["flat"])
+    for path, ours in run.adapter.lora_weights(lambda _: None).items():
+        a, b = (expected[f"base_model.model.{path}.lora_{side}.default.weight"] for side in "AB")
+        assert ours.grad_A is not None and ours.grad_Bt is not None
+        torch.testing.assert_close(ours.grad_A, a, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours.grad_Bt.t(), b, atol=1e-5, rtol=1e-4)
+
+
+def test_the_loss_falls() -> None:
+    trainer, linears = prepared()
+    run = run_of(job(steps=30, schedule="constant"), linears, dataset(count=4))
+    losses = [stepped(trainer, run)[0].loss for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0] and run.done
+
+
+def test_a_job_ends_in_the_same_bits_alone_and_in_company() -> None:
+    trainer, linears = prepared(hidden_size=64, intermediate_size=128)  # see MIN_ROWS in trainer.py for why these widths
+
+    def fresh() -> TrainingRun:
+        return run_of(job("mine", LoraSettings(rank=4, dropout=0.1), seed=3), linears)
+
+    alone, company = fresh(), fresh()
+    others = [run_of(job("o1", LoraSettings(rank=8), seed=1, batch_size=7), linears), run_of(job("o2", seed=2, batch_size=1), linears)]
+    for _ in range(4):
+        assert stepped(trainer, alone)[0] == stepped(trainer, others[0], company, others[1])[1]
+    assert alone.weights().digest == company.weights().digest
+
+
+def test_a_job_that_diverges_gets_an_error_keeps_its_masters_and_harms_nobody() -> None:
+    trainer, linears = prepared(hidden_size=64, intermediate_size=128)
+    sick, well, alone = (run_of(job(name), linears) for name in ("sick", "well", "alone"))
+    with torch.no_grad():
+        sick.adapter.masters[5] = torch.inf
+    before = sick.adapter.masters.detach().clone()
+    error, report = trainer.step([sick, well])
+    assert isinstance(error, TrainingDiverged) and "job sick diverged at step 1" in str(error)
+    torch.testing.assert_close(sick.adapter.masters.detach(), before)
+    assert stepped(trainer, alone) == [report] and well.weights().digest == alone.weights().digest
+
+
+def test_gradients_are_clipped_to_the_jobs_norm() -> None:
+    trainer, linears = prepared()
+    loose, tight = (run_of(job(max_grad_norm=norm), linears) for norm in (1e9, 1e-3))
+    assert stepped(trainer, loose)[0].grad_norm == stepped(trainer, tight)[0].grad_norm > 1e-3
+    moments = tight.optimizer.moments()["exp_avg"]
+    assert float(moments.norm()) == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_a_bf16_base_trains_fp32_masters() -> None:
+    model = tiny_model("llama").to(torch.bfloat16)
+    trainer, linears = Trainer(PackedModel(model, linear_paths(model))), linear_paths(model)
+    settings = job(steps=30, schedule="constant")
+    run = TrainingRun(settings, dataset(count=4), FlatAdapter(AdapterWeights.fresh(settings.lora, linears, 0), torch.bfloat16))
+    losses = [stepped(trainer, run)[0].loss for _ in range(30)]
+    assert losses[-1] < 0.6 * losses[0] and run.adapter.masters.dtype == torch.float32
+
+
+def test_a_base_whose_logits_are_more_than_its_head_is_refused() -> None:
+    model = tiny_model("llama")
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output)
+    plain = model.forward
+    model.forward = lambda *args, **kwargs: _scaled(plain(*args, **kwargs))
+    with pytest.raises(BaseUnusable, match="does more to its logits"):
+        Trainer(PackedModel(model, linear_paths(model)))
+
+
+def _scaled(output: Any) -> Any:
+    output.logits = output.logits * 3
+    return output
+
+
+def test_pieces_share_passes_in_order_within_the_budget() -> None:
+    assert shared_passes([[30, 30], [30], [90]], 60) == [[(0, 0), (1, 0)], [(0, 1)], [(2, 0)]]
+    assert shared_passes([], 60) == []

@@ -1,0 +1,182 @@
+"""A job's work outside Kafka: validated whole, resumed exactly, uploaded as PEFT files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint_stream.adapter import AdapterWeights
+from mint_stream.errors import BaseMismatch, CorruptObject, InvalidDataset, InvalidJob, TrainingDiverged, UriNotAllowed
+from mint_stream.messages.adapters import Revision
+from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingJob
+from mint_stream.model.base import ResidentBase, load_base
+from mint_stream.model.forward import PackedModel
+from mint_stream.store import Store, read_uri
+from mint_stream.trainer.checkpoint import Checkpoints, folder_name
+from mint_stream.trainer.trainer import Trainer
+from mint_stream.trainer.workshop import Work, Workshop
+from tests.factories import tiny_base
+
+LINES = "\n".join(json.dumps({"prompt": f"{n}+{n}=", "completion": str(2 * n)}) for n in range(11))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[ResidentBase, Trainer]:
+    loaded = load_base(tiny_base(tmp_path_factory.mktemp("base")), device="cpu")
+    return loaded, Trainer(PackedModel(loaded.model, loaded.linears, loaded.output_head))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sums.jsonl").write_text(LINES)
+    return tmp_path
+
+
+def workshop(base: tuple[ResidentBase, Trainer], root: Path) -> Workshop:
+    allowed = [(root / "data").as_uri()]
+    return Workshop(base[0], base[1], Store((root / "store").as_uri()), lambda uri: read_uri(uri, allowed, 10**6), max_rank=16)
+
+
+def job(root: Path, name: str = "j", file: str = "sums.jsonl", **changes: Any) -> TrainingJob:
+    settings = {"steps": 9, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 2, "max_length_tokens": 64, "micro_batch_tokens": 24}
+    return TrainingJob(
+        job_id=name,
+        adapter_id="a",
+        dataset_uri=(root / "data" / file).as_uri(),
+        lora=changes.pop("lora", LoraSettings(rank=4, dropout=0.1)),
+        hyperparameters=Hyperparameters(**(settings | changes.pop("hyperparameters", {}))),
+        submitted_at_ms=0,
+        **changes,
+    )
+
+
+def finished(shop: Workshop, work: Work, until: int = 9) -> str:
+    while work.run.step < until:
+        shop.step(work)
+    return work.run.weights().digest
+
+
+@pytest.mark.parametrize("killed_at", [1, 4, 8])
+def test_a_job_resumed_from_a_checkpoint_ends_in_the_bits_of_one_that_was_never_interrupted(base: Any, root: Path, killed_at: int) -> None:
+    shop = workshop(base, root)
+    whole = shop.prepare(job(root, "whole"), None)
+    broken = shop.prepare(job(root, "broken"), None)
+    finished(shop, broken, killed_at)
+    shop.save(broken, attempt=1)
+    finished(shop, broken, 9)  # what was done after the last checkpoint is lost
+    again = workshop(base, root)
+    resumed = again.resume(again.prepare(job(root, "broken"), None))
+    assert (resumed.run.step, resumed.resumed, resumed.metrics.keys()) == (killed_at, "exact", {"loss", "grad_norm"})
+    assert finished(again, resumed) == finished(shop, whole)
+
+
+def test_the_furthest_checkpoint_of_any_attempt_counts_and_two_are_kept(base: Any, root: Path) -> None:
+    shop = workshop(base, root)
+    work = shop.prepare(job(root), None)
+    for step, attempt in [(1, 1), (2, 1), (3, 2), (4, 2)]:
+        finished(shop, work, step)
+        shop.save(work, attempt)
+    store = Store((root / "store").as_uri())
+    assert [(name.step, name.attempt) for name in Checkpoints(store, "j").names()] == [(3, 2), (4, 2)]
+    assert {path.rpartition("/")[0] for path in store.list_objects("jobs")} == {"jobs/j/2/3", "jobs/j/2/4"}
+    latest = Checkpoints(store, "j").latest()
+    assert latest is not None and latest.manifest.parent is not None and latest.manifest.parent.step == 3
+
+
+@pytest.mark.parametrize("damage", ["optimizer.safetensors", "adapter_model.safetensors"])
+def test_a_checkpoint_that_is_not_whole_is_an_error_and_never_a_cold_start(base: Any, root: Path, damage: str) -> None:
+    shop = workshop(base, root)
+    work = shop.prepare(job(root), None)
+    finished(shop, work, 2)
+    shop.save(work, 1)
+    file = root / "store" / "jobs" / "j" / "1" / "2" / damage
+    content = file.read_bytes()
+    file.unlink()
+    with pytest.raises(CorruptObject, match="is missing"):
+        shop.resume(shop.prepare(job(root), None))
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CorruptObject, match="is not what was written"):
+        shop.resume(shop.prepare(job(root), None))
+
+
+def test_resuming_on_another_fingerprint_says_inexact(base: Any, root: Path) -> None:
+    shop = workshop(base, root)
+    work = shop.prepare(job(root), None)
+    finished(shop, work, 1)
+    shop.fingerprint = "0" * 64
+    shop.save(work, 1)
+    assert workshop(base, root).resume(shop.prepare(job(root), None)).resumed == "inexact"
+
+
+def test_a_job_whose_settings_changed_does_not_go_on_from_its_checkpoint(base: Any, root: Path) -> None:
+    shop = workshop(base, root)
+    work = shop.prepare(job(root), None)
+    finished(shop, work, 1)
+    shop.save(work, 1)
+    assert shop.resume(shop.prepare(job(root).model_copy(update={"submitted_at_ms": 5}), None)).run.step == 1
+    with pytest.raises(InvalidJob, match="the job's settings changed since"):
+        shop.resume(shop.prepare(job(root, seed=1), None))
+
+
+def test_an_upload_is_the_adapter_as_peft_reads_it_with_metrics_and_fingerprint(base: Any, root: Path) -> None:
+    shop = workshop(base, root)
+    work = shop.prepare(job(root), None)
+    finished(shop, work, 3)
+    manifest = shop.upload(work)
+    read = AdapterWeights.from_files(Store((root / "store").as_uri()).read_revision(manifest))
+    assert read.digest == manifest.digest == work.run.weights().digest
+    assert manifest.numeric_fingerprint == shop.fingerprint and manifest.metrics["loss"] > 0 and manifest.rank == 4
+
+
+def revision(shop: Workshop, work: Work, base: ResidentBase, **changes: Any) -> Revision:
+    manifest = shop.upload(work)
+    fields = {"adapter_id": "a", "number": 3, "state": "announced", "pool": "p", "announced_at_ms": 0, "base_digest": base.digest}
+    return Revision(**(fields | {"uri": manifest.uri, "digest": manifest.digest} | changes))
+
+
+def test_a_parent_is_continued_as_it_is(base: Any, root: Path) -> None:
+    shop = workshop(base, root)
+    first = shop.prepare(job(root), None)
+    finished(shop, first, 3)
+    parent = revision(shop, first, base[0])
+    child = shop.prepare(job(root, "child", parent=3, lora=LoraSettings()), parent)
+    assert child.run.weights().digest == first.run.weights().digest
+    assert shop.prepare(job(root, "same", parent=3), parent).run.step == 0
+    with pytest.raises(InvalidJob, match="lora differs from parent a@3"):
+        shop.prepare(job(root, "other", parent=3, lora=LoraSettings(rank=2)), parent)
+    with pytest.raises(BaseMismatch, match="was trained for base ffffffffffff"):
+        shop.prepare(job(root, "c", parent=3), revision(shop, first, base[0], base_digest="f" * 64))
+    with pytest.raises(InvalidJob, match="retired"):
+        shop.prepare(job(root, "c", parent=3), parent.model_copy(update={"uri": None}))
+
+
+def test_what_cannot_be_is_refused_before_anything_starts(base: Any, root: Path) -> None:
+    shop = workshop(base, root)
+    (root / "data" / "bad.jsonl").write_text(LINES + "\n{oops")
+    (root / "secret.jsonl").write_text(LINES)
+    with pytest.raises(InvalidDataset, match="line 12: not JSON"):
+        shop.prepare(job(root, file="bad.jsonl"), None)
+    with pytest.raises(UriNotAllowed):
+        shop.prepare(job(root, file="../secret.jsonl"), None)
+    with pytest.raises(InvalidDataset, match="there is no file"):
+        shop.prepare(job(root, file="absent.jsonl"), None)
+    with pytest.raises(InvalidJob, match="rank 32 is over this pool's cap of 16"):
+        shop.prepare(job(root, lora=LoraSettings(rank=32)), None)
+    with pytest.raises(InvalidJob, match="names no linear layer"):
+        shop.prepare(job(root, lora=LoraSettings(target_modules=("wizard",))), None)
+    with pytest.raises(InvalidJob, match="max_length_tokens 4096 exceeds the base's context of 256"):
+        shop.prepare(job(root, hyperparameters={"max_length_tokens": 4096}), None)
+
+
+def test_a_rate_far_too_high_ends_as_divergence_not_as_numbers(base: Any, root: Path) -> None:
+    shop = workshop(base, root)
+    work = shop.prepare(job(root, hyperparameters={"learning_rate": 1e30, "warmup_steps": 0}), None)
+    with pytest.raises(TrainingDiverged, match="job j diverged at step"):
+        finished(shop, work)
+
+
+def test_any_job_id_makes_one_safe_folder() -> None:
+    names = [folder_name(name) for name in ("a", "../x", "a/b", ".", "~", "é" * 256, "é" * 255)]
+    assert len(set(names)) == 7 and all("/" not in name and not name.startswith(".") and len(name) < 200 for name in names)
