@@ -1,0 +1,163 @@
+"""The serve role: one resident base, the local catalog, and requests of many adapters in each step."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from mint_stream import contracts
+from mint_stream.app import logs
+from mint_stream.app.catalog_copy import current_catalog
+from mint_stream.app.provisioned import topics
+from mint_stream.app.serve_parts import admission_limits, budgets, intake_limits, loader, pool_base
+from mint_stream.app.shell import Shell
+from mint_stream.app.workplace import Workplace
+from mint_stream.bus import provision
+from mint_stream.bus.connection import Connection
+from mint_stream.bus.dead_letters import DeadLetters
+from mint_stream.bus.intake import Intake
+from mint_stream.bus.producer import Producer
+from mint_stream.bus.table import LogReader
+from mint_stream.catalog import Catalog, Change
+from mint_stream.client.connect import connection_from
+from mint_stream.engine.engine import Engine
+from mint_stream.messages.fleet import PoolBase, WorkerState, WorkerStatus
+from mint_stream.metrics import Metrics
+from mint_stream.model.base import ResidentBase, load_base
+from mint_stream.model.pull import resolve_base
+from mint_stream.settings import Settings
+from mint_stream.workers.admission import Admission
+from mint_stream.workers.answers import Answers
+from mint_stream.workers.cancellations import Cancellations
+from mint_stream.workers.clock import now_ms
+from mint_stream.workers.completing import Completer, Identity
+from mint_stream.workers.interruptions import Interruptions
+from mint_stream.workers.leasing import Leasing
+from mint_stream.workers.pools import found_pool
+from mint_stream.workers.prompts import Prompts
+from mint_stream.workers.quarantine import QuarantineReports
+from mint_stream.workers.serving import ServingWorker
+
+PREVIOUS = "previous"
+"""The alias of what production was: kept in the host tier, so that a roll-back finds it there."""
+
+
+async def run(settings: Settings) -> None:
+    """Serve until told to stop. Raises a Stop that says what a person has to change."""
+    logs.configure(settings.log_json)
+    connection, metrics = connection_from(settings), Metrics()
+    with Workplace(settings.home, "serve", settings.worker_id) as workplace:
+        await Shell(ServeRole(settings, connection, metrics, workplace), connection, metrics).serve(settings.http)
+
+
+class ServeRole:
+    """Builds the serving worker's parts in the order in which they need each other, and takes them down in reverse."""
+
+    def __init__(self, settings: Settings, connection: Connection, metrics: Metrics, workplace: Workplace) -> None:
+        self._settings = settings
+        self._connection = connection
+        self._metrics = metrics
+        self._workplace = workplace
+        self._topics = topics(settings)
+        self._parts = AsyncExitStack()
+        self._interruptions = Interruptions()
+        self._engine: Engine | None = None
+        self._leasing: Leasing | None = None
+        self._started_at_ms = now_ms()
+
+    async def start(self) -> None:
+        """Ready only when the base is loaded and warm, the catalog is current, and cancellations are known."""
+        settings = self._settings
+        await provision.verify(self._connection, list(self._topics.values()), settings.pool_name)
+        path = await asyncio.to_thread(resolve_base, settings.base, settings.home)
+        base = await asyncio.to_thread(load_base, path)
+        producer = Producer(self._connection, source=f"mint-stream/{self._workplace.worker_id}")
+        await producer.start()
+        self._parts.push_async_callback(producer.stop)
+        founded = pool_base(base, settings)
+        await found_pool(self._connection, producer, founded)
+        self._engine = Engine(base, budgets(settings.serving), founded.context_tokens)
+        await self._engine.start()
+        self._parts.push_async_callback(self._engine.stop)
+        await self._assemble(base, founded, producer, self._engine)
+
+    async def run(self) -> None:
+        """Serve until drained; raise when the engine, the catalog or the intake fails."""
+        assert self._engine is not None
+        serving = asyncio.create_task(self._worker.run())
+        watching = [asyncio.create_task(work) for work in (self._engine.watch(), *(reader.run_until_failed() for reader in self._readers))]
+        done, _ = await asyncio.wait({serving, *watching}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        await serving
+        for task in watching:
+            task.cancel()
+
+    async def drain(self) -> None:
+        """Take nothing more, answer what was taken, commit, leave the group."""
+        await self._intake.drain(self._settings.serving.drain_s)
+        await self._parts.aclose()
+
+    def status(self, state: WorkerState) -> WorkerStatus:
+        """What this worker holds and how busy it is."""
+        load = self._engine.load if self._engine else None
+        return WorkerStatus(
+            worker_id=self._workplace.worker_id,
+            role="serve",
+            pool=self._settings.pool_name,
+            state=state,
+            running=load.running if load else 0,
+            waiting=load.waiting if load else 0,
+            parked=self._leasing.parked if self._leasing else 0,
+            resident=self._leasing.resident() if self._leasing else (),
+            resident_bytes=self._leasing.resident_bytes if self._leasing else 0,
+            max_adapters_in_step=self._engine.max_adapters_in_step if self._engine else 0,
+            started_at_ms=self._started_at_ms,
+            at_ms=now_ms(),
+        )
+
+    async def _assemble(self, base: ResidentBase, founded: PoolBase, producer: Producer, engine: Engine) -> None:
+        revisions = self._topics["adapter-revisions"]
+        copy = current_catalog(self._connection, self._workplace.path / "catalog", revisions)
+        catalog, catalog_reader = await self._parts.enter_async_context(copy)
+        self._leasing = leasing = self._follow(catalog, Leasing(loader(base, self._settings), self._metrics))
+        cancellations, cancellation_reader = await self._known_cancellations()
+        answers = Answers(producer, self._topics["inference-replies"].partitions)
+        admission = Admission(catalog, Prompts(base.tokenizer), founded, admission_limits(founded, self._settings.serving))
+        identity = Identity(self._workplace.worker_id, base.digest, contracts.INFERENCE_BATCH.name(founded.pool))
+        completer = Completer(engine, leasing, admission, answers, cancellations, identity)
+        self._intake = await self._taking(producer)
+        self._readers = (catalog_reader, cancellation_reader)
+        self._worker = ServingWorker(self._intake, completer, answers, QuarantineReports(producer), self._metrics, self._interruptions)
+
+    def _follow(self, catalog: Catalog, leasing: Leasing) -> Leasing:
+        """Load new revisions of adapters in use as the catalog announces them."""
+        running: set[asyncio.Task[None]] = set()
+
+        def changed(change: Change) -> None:
+            self._metrics.catalog_applied_total.inc()
+            if change.alias == PREVIOUS:
+                leasing.keep(change.adapter_id, catalog.revision(change.adapter_id, change.number) if change.number else None)
+            if change.kind == "announced" and change.revision is not None:
+                task = asyncio.create_task(leasing.announced(change.revision))
+                running.add(task)
+                task.add_done_callback(running.discard)
+
+        catalog.subscribe(changed)
+        return leasing
+
+    async def _known_cancellations(self) -> tuple[Cancellations, LogReader]:
+        keep_s = self._settings.serving.max_deadline_s
+        cancellations = Cancellations(self._interruptions.cancel, keep_s)
+        reader = LogReader(self._connection, contracts.INFERENCE_CANCELLATIONS.name(), cancellations.apply)
+        await reader.start()
+        self._parts.push_async_callback(reader.stop)
+        await reader.caught_up()
+        return cancellations, reader
+
+    async def _taking(self, producer: Producer) -> Intake:
+        pool = self._settings.pool_name
+        lanes = [contracts.INFERENCE_REQUESTS.name(pool), contracts.INFERENCE_BATCH.name(pool)]
+        limits = intake_limits(self._settings.serving)
+        intake = Intake(self._connection, lanes, f"serve-{pool}", DeadLetters(producer), limits, self._workplace.worker_id)
+        await intake.start()
+        self._parts.push_async_callback(intake.stop)
+        return intake

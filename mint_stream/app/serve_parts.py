@@ -1,0 +1,53 @@
+"""What the serve role's settings become: the limits and tiers of its parts."""
+
+from mint_stream.bus.intake import IntakeLimits
+from mint_stream.cache.device import DeviceTier
+from mint_stream.cache.host import HostTier
+from mint_stream.cache.loader import Loader
+from mint_stream.cache.source import AdapterSource
+from mint_stream.engine.batcher import Budgets
+from mint_stream.messages.fleet import PoolBase
+from mint_stream.model.base import ResidentBase
+from mint_stream.settings import ServingSettings, Settings
+from mint_stream.store import Store
+from mint_stream.workers.admission import AdmissionLimits
+
+
+def pool_base(base: ResidentBase, settings: Settings) -> PoolBase:
+    """The record by which the pool is founded."""
+    return PoolBase(
+        pool=settings.pool_name,
+        base_digest=base.digest,
+        architecture=base.architecture,
+        context_tokens=min(base.context_tokens, settings.serving.context_tokens),
+        vocabulary_tokens=base.vocabulary_tokens,
+        targets=base.targets(),
+        max_rank=settings.serving.max_rank,
+    )
+
+
+def budgets(serving: ServingSettings) -> Budgets:
+    """How much one step may hold."""
+    return Budgets(
+        max_num_seqs=serving.max_num_seqs,
+        max_num_batched_tokens=serving.max_num_batched_tokens,
+        max_adapters=serving.max_adapters_per_step,
+    )
+
+
+def admission_limits(founded: PoolBase, serving: ServingSettings) -> AdmissionLimits:
+    """What a request may ask for."""
+    return AdmissionLimits(founded.context_tokens, serving.default_deadline_s, serving.max_deadline_s)
+
+
+def intake_limits(serving: ServingSettings) -> IntakeLimits:
+    """How much may be taken from Kafka and not yet answered."""
+    return IntakeLimits(max_records=serving.intake_records, max_bytes=serving.intake_bytes)
+
+
+def loader(base: ResidentBase, settings: Settings) -> Loader:
+    """Store, host tier and device tier, for adapters of this base."""
+    serving = settings.serving
+    source = AdapterSource(Store(settings.store_uri, settings.store.options), base.linears, serving.max_rank, base.dtype)
+    host, device = HostTier(serving.host_tier_bytes), DeviceTier(serving.device_tier_bytes, base.device)
+    return Loader(source, host, device, serving.load_parallelism)

@@ -1,0 +1,148 @@
+"""The train role: one resident base, jobs from Kafka, checkpoints and revisions to the store."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+
+from mint_stream import contracts
+from mint_stream.app import logs
+from mint_stream.app.catalog_copy import current_catalog
+from mint_stream.app.provisioned import topics
+from mint_stream.app.serve_parts import pool_base
+from mint_stream.app.shell import Shell
+from mint_stream.app.workplace import Workplace
+from mint_stream.bus import provision
+from mint_stream.bus.connection import Connection
+from mint_stream.bus.dead_letters import DeadLetters
+from mint_stream.bus.intake import Intake, IntakeLimits
+from mint_stream.bus.producer import Producer
+from mint_stream.client.connect import connection_from
+from mint_stream.messages.fleet import PoolBase, WorkerState, WorkerStatus
+from mint_stream.metrics import Metrics
+from mint_stream.model.base import ResidentBase, load_base
+from mint_stream.model.forward import PackedModel
+from mint_stream.model.pull import resolve_base
+from mint_stream.settings import Settings
+from mint_stream.store import Store, read_uri
+from mint_stream.trainer.trainer import Trainer
+from mint_stream.trainer.workshop import Workshop
+from mint_stream.workers.clock import now_ms
+from mint_stream.workers.commands import Commands
+from mint_stream.workers.job_log import JobLog
+from mint_stream.workers.job_runner import JobRunner, TrainingBus, TrainingTerms
+from mint_stream.workers.pools import found_pool
+from mint_stream.workers.publishing import After
+from mint_stream.workers.torch_thread import TorchThread
+from mint_stream.workers.training import TrainingWorker
+
+QUEUED_JOBS = 256
+TAKEOVERS_BEFORE_SUSPECT = 20
+"""A job outlives many workers: machines are reclaimed and restarted under it, and each time it goes on from its checkpoint."""
+
+
+async def run(settings: Settings) -> None:
+    """Train until told to stop. Raises a Stop that says what a person has to change."""
+    logs.configure(settings.log_json)
+    connection, metrics = connection_from(settings), Metrics()
+    with Workplace(settings.home, "train", settings.worker_id) as workplace:
+        await Shell(TrainRole(settings, connection, metrics, workplace), connection, metrics).serve(settings.http)
+
+
+def nothing(_effect: str) -> None:
+    """What a real worker does after an effect."""
+
+
+class TrainRole:
+    """Builds the training worker's parts in the order in which they need each other, and takes them down in reverse."""
+
+    def __init__(self, settings: Settings, connection: Connection, metrics: Metrics, workplace: Workplace, after: After = nothing) -> None:
+        self._settings = settings
+        self._connection = connection
+        self._metrics = metrics
+        self._workplace = workplace
+        self._after = after
+        self._topics = topics(settings)
+        self._parts = AsyncExitStack()
+        self._torch = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch")
+        self._worker: TrainingWorker | None = None
+        self._started_at_ms = now_ms()
+
+    async def start(self) -> None:
+        """Ready only when the base is loaded, the catalog is current, and all that was said of jobs is known."""
+        settings = self._settings
+        await provision.verify(self._connection, list(self._topics.values()), settings.pool_name)
+        self._parts.callback(self._torch.shutdown)
+        base = await self._loaded(settings)
+        producer = Producer(self._connection, source=f"mint-stream/{self._workplace.worker_id}")
+        await producer.start()
+        self._parts.push_async_callback(producer.stop)
+        founded = pool_base(base, settings)
+        await found_pool(self._connection, producer, founded)
+        workshop = await asyncio.get_running_loop().run_in_executor(self._torch, self._workshop, base, founded)
+        await self._assemble(workshop, producer)
+
+    async def run(self) -> None:
+        """Train until drained; raise when the log, the catalog or the intake fails."""
+        assert self._worker is not None
+        working = asyncio.create_task(self._worker.run())
+        watching = [asyncio.create_task(part.run_until_failed()) for part in self._readers]
+        done, _ = await asyncio.wait({working, *watching}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        await working
+        for task in watching:
+            task.cancel()
+
+    async def drain(self) -> None:
+        """Let go of the running job after its step, leave the group."""
+        assert self._worker is not None
+        await self._worker.drain()
+        await self._parts.aclose()
+
+    def status(self, state: WorkerState) -> WorkerStatus:
+        """How busy this worker is."""
+        taken = self._worker.open_jobs if self._worker else 0
+        return WorkerStatus(
+            worker_id=self._workplace.worker_id,
+            role="train",
+            pool=self._settings.pool_name,
+            state=state,
+            running=min(taken, 1),
+            waiting=max(taken - 1, 0),
+            started_at_ms=self._started_at_ms,
+            at_ms=now_ms(),
+        )
+
+    async def _loaded(self, settings: Settings) -> ResidentBase:
+        path = await asyncio.to_thread(resolve_base, settings.base, settings.home)
+        return await asyncio.get_running_loop().run_in_executor(self._torch, load_base, path)
+
+    def _workshop(self, base: ResidentBase, founded: PoolBase) -> Workshop:
+        """Everything that needs torch. Checks the base by a pass of its own, so it belongs on torch's thread."""
+        settings = self._settings
+        trainer = Trainer(PackedModel(base.model, base.linears, base.output_head), settings.training.max_num_batched_tokens)
+        return Workshop(base, trainer, Store(settings.store_uri, settings.store.options), self._read, founded.max_rank)
+
+    def _read(self, uri: str) -> bytes:
+        settings = self._settings
+        roots = (settings.store_uri, *settings.store.allowed_roots)
+        return read_uri(uri, roots, settings.training.max_dataset_bytes, settings.store.options)
+
+    async def _assemble(self, workshop: Workshop, producer: Producer) -> None:
+        settings, pool = self._settings, self._settings.pool_name
+        copy = current_catalog(self._connection, self._workplace.path / "catalog", self._topics["adapter-revisions"])
+        catalog, catalog_reader = await self._parts.enter_async_context(copy)
+        commands, log = Commands(self._connection, producer), JobLog(self._connection)
+        for part in (commands, log):
+            await part.start()
+            self._parts.push_async_callback(part.stop)
+        terms = TrainingTerms(self._workplace.worker_id, pool, settings.training.heartbeat_s, settings.training.silence_s)
+        bus = TrainingBus(producer, commands, log, catalog, catalog_reader.caught_up)
+        runner = JobRunner(bus, workshop, TorchThread(self._torch), terms, self._metrics, self._after)
+        limits = IntakeLimits(max_records=QUEUED_JOBS, takeovers_before_suspect=TAKEOVERS_BEFORE_SUSPECT)
+        group, jobs = f"train-{pool}", contracts.TRAINING_JOBS.name(pool)
+        intake = Intake(self._connection, [jobs], group, DeadLetters(producer), limits, self._workplace.worker_id)
+        self._readers = (catalog_reader, commands, log)
+        self._worker = TrainingWorker(intake, runner, producer, self._topics["training-jobs"], terms, self._after)
+        await intake.start()
+        self._parts.push_async_callback(intake.stop)

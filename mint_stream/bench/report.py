@@ -1,0 +1,84 @@
+"""README's figures, written from the committed results in `bench/results/` and from nothing else."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+DEMO_ROWS = {
+    "requests_sent": "requests sent",
+    "lost": "lost",
+    "duplicates_visible": "doubled in the log",
+    "adapters_in_largest_batch": "adapters in the largest step",
+    "heldout_n": "held-out commands",
+    "accuracy_before": "accuracy under revision 1 (untrained)",
+    "accuracy_after": "accuracy under revision 2",
+    "accuracy_after_rollback": "accuracy after the roll-back",
+    "announce_to_first_token_ms": "announced to first token, ms",
+    "rollback_to_effect_ms": "roll-back sent to its first answer, ms",
+    "memory_mib": "memory of all processes after serving and training, MiB",
+}
+
+
+def measured(results: Path = RESULTS) -> str:
+    """Every table, in Markdown. A result that was never committed is left out."""
+    parts = [write(json.loads((results / name).read_text())) for name, write in SECTIONS.items() if (results / name).exists()]
+    printed = results / "demo.txt"
+    if printed.exists():
+        parts.append("What that demo printed between its start and its summary, long lines cut:")
+        parts.append(f"```\n{printed.read_text().strip()}\n```")
+    return "\n\n".join(parts)
+
+
+def with_figures(readme: str, figures: str) -> str:
+    """The README with `figures` between its markers. Raises ValueError when it has none."""
+    before, found, rest = readme.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise ValueError(f"the README has no {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n{figures}\n{END}{after}"
+
+
+def _demo(found: Mapping[str, Any]) -> str:
+    stages = ((name, f"{seconds:.0f} s") for name, seconds in found["stage_seconds"].items())
+    return "\n\n".join(
+        [
+            f"`mint-stream demo`, once, on {_machine(found['machine'])}:",
+            _table(("what", "measured"), ((label, _number(name, found[name])) for name, label in DEMO_ROWS.items())),
+            _table(("where the time went", ""), stages),
+        ]
+    )
+
+
+def _serving(found: Mapping[str, Any]) -> str:
+    work = found["workload"]
+    rows = ((side, f"{v['median']:.0f}", f"{v['min']:.0f} to {v['max']:.0f}") for side, v in found["tokens_per_s"].items())
+    ratios = ", ".join(f"{ratio:.2f}x {name.removeprefix('vs_').replace('_', ' ')}" for name, ratio in found["ratios"].items())
+    tokens = f"{work['prompt_tokens']} + {work['new_tokens']} tokens"
+    load = f"{work['adapters']} adapters of rank {work['rank']}, {work['requests']} requests, {tokens}"
+    return "\n\n".join(
+        [
+            f"`mint-stream bench serving`: {load}, {work['dtype']}, n = {work['repeats']}, on {_machine(found['machine'])}:",
+            _table(("output tokens a second", "median", "min to max"), rows),
+            f"Ours with adapters is {ratios}.",
+        ]
+    )
+
+
+SECTIONS = {"demo.json": _demo, "serving.json": _serving}
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    return f"{found['cores']} cores of {found['processor']} ({found['units']})"
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.1%}" if name.startswith("accuracy") else f"{value:g}"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,110 @@
+"""`mint-stream adapters`: what the catalog holds, and commands to the registrar."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mint_stream.cli.options import AsJson, Bootstrap, Pool, Timeout, settings_from
+from mint_stream.cli.output import print_json, print_record, print_table
+from mint_stream.cli.running import ask
+from mint_stream.messages.adapters import PromotionRule
+
+if TYPE_CHECKING:
+    from mint_stream.client import AdapterView
+
+adapters = typer.Typer(no_args_is_help=True, help="List, show, import, promote, roll back and retire adapters.")
+
+AdapterId = Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter's name.")]
+Number = Annotated[int, typer.Argument(metavar="NUMBER", help="The revision's number.", min=1)]
+ANSWER_S = 30.0
+
+
+@adapters.command("list")
+def list_adapters(bootstrap: Bootstrap = None, pool: Pool = None, as_json: AsJson = False) -> None:
+    """Every adapter of the catalog: its production revision, how many revisions, its promotion rule."""
+    views = ask(settings_from(bootstrap, pool), lambda client: client.adapters())
+    if as_json:
+        return print_json([view.head for view in views])
+    rows = [(view.adapter_id, view.head.pool, view.production, len(view.revisions), view.head.rule) for view in views]
+    return print_table(("adapter", "pool", "production", "revisions", "rule"), rows)
+
+
+@adapters.command()
+def show(adapter_id: AdapterId, bootstrap: Bootstrap = None, pool: Pool = None, as_json: AsJson = False) -> None:
+    """One adapter: its aliases, its rule, and every revision."""
+    view = ask(settings_from(bootstrap, pool), lambda client: client.adapter(adapter_id))
+    if as_json:
+        return print_json({"head": view.head, "position": view.position, "revisions": view.revisions})
+    aliases = ", ".join(f"{alias} = {number}" for alias, number in sorted(view.head.aliases.items())) or "none"
+    typer.echo(f"{view.adapter_id} · pool {view.head.pool} · rule {view.head.rule} · aliases: {aliases}")
+    return _print_revisions(view)
+
+
+@adapters.command("import")
+def import_adapter(
+    adapter_id: AdapterId,
+    source: Annotated[str, typer.Argument(metavar="PEFT", help="A directory or uri holding adapter_config.json and its safetensors.")],
+    rule: Annotated[PromotionRule | None, typer.Option(help="The adapter's promotion rule from now on.")] = None,
+    bootstrap: Bootstrap = None,
+    pool: Pool = None,
+    timeout: Timeout = ANSWER_S,
+    as_json: AsJson = False,
+) -> None:
+    """Publish an adapter trained elsewhere as the next revision: files to the store, then one announce."""
+    from mint_stream.app.importing import import_adapter as publish
+
+    settings = settings_from(bootstrap, pool)
+    print_record(ask(settings, lambda client: publish(client, settings, adapter_id, source, promotion=rule, timeout_s=timeout)), as_json)
+
+
+@adapters.command()
+def promote(
+    adapter_id: AdapterId,
+    number: Number,
+    alias: Annotated[str, typer.Option(help="The alias to move.")] = "production",
+    bootstrap: Bootstrap = None,
+    timeout: Timeout = ANSWER_S,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias at a revision."""
+    print_record(ask(settings_from(bootstrap), lambda client: client.promote(adapter_id, number, alias, timeout_s=timeout)), as_json)
+
+
+@adapters.command()
+def rollback(adapter_id: AdapterId, bootstrap: Bootstrap = None, timeout: Timeout = ANSWER_S, as_json: AsJson = False) -> None:
+    """Point production back at what it was before its last move, and set the rule to manual."""
+    print_record(ask(settings_from(bootstrap), lambda client: client.rollback(adapter_id, timeout_s=timeout)), as_json)
+
+
+@adapters.command()
+def retire(
+    adapter_id: AdapterId, number: Number, bootstrap: Bootstrap = None, timeout: Timeout = ANSWER_S, as_json: AsJson = False
+) -> None:
+    """Stop serving a revision. Its number is never used again."""
+    print_record(ask(settings_from(bootstrap), lambda client: client.retire(adapter_id, number, timeout_s=timeout)), as_json)
+
+
+@adapters.command()
+def rules(
+    adapter_id: AdapterId,
+    rule: Annotated[PromotionRule, typer.Argument(help="auto: an announce moves production; manual: a person does.")],
+    bootstrap: Bootstrap = None,
+    timeout: Timeout = ANSWER_S,
+    as_json: AsJson = False,
+) -> None:
+    """Choose what a new revision does to production."""
+    print_record(ask(settings_from(bootstrap), lambda client: client.set_rule(adapter_id, rule, timeout_s=timeout)), as_json)
+
+
+def _print_revisions(view: "AdapterView") -> None:
+    columns = ("number", "state", "rank", "bytes", "parent", "job", "step", "announced", "digest")
+    rows = [
+        (r.number, r.state, r.rank, r.size_bytes, r.parent, r.job_id, r.step, _when(r.announced_at_ms), r.digest[:12])
+        for r in view.revisions
+    ]
+    print_table(columns, rows)
+
+
+def _when(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,61 @@
+"""`mint-stream bench NAME`: measurements that say on which machine and with which versions they were made."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mint_stream.cli.options import AsJson, BaseName, Home, settings_from
+from mint_stream.cli.output import print_json, print_table
+
+bench = typer.Typer(no_args_is_help=True, help="Measure this machine, the baseline beside it.")
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@bench.command()
+def serving(
+    adapters: Annotated[int, typer.Option(min=1, help="Distinct adapters among the requests.")] = 8,
+    requests: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    rank: Annotated[int, typer.Option(min=1)] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured rounds of each side.")] = 5,
+    dtype: Annotated[Precision, typer.Option()] = "float32",
+    base: BaseName = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tokens per second: many adapters in the batch, none, and transformers' own generate."""
+    from mint_stream.bench.serving import run
+    from mint_stream.model.pull import resolve_base
+
+    settings = settings_from(base=base, home=home)
+    path = resolve_base(settings.base, settings.home)
+    found = run(path, adapters, requests, prompt_tokens, new_tokens, rank, repeats, dtype)
+    if as_json:
+        return print_json(found)
+    sides = found["tokens_per_s"]
+    columns = ("tokens/s", *next(iter(sides.values())))
+    print_table(columns, [(side, *(f"{value:.4g}" for value in values.values())) for side, values in sides.items()])
+    ratios = [(name, f"{value:.2f}x") for name, value in found["ratios"].items()]
+    facts = [(name, value) for part in ("workload", "machine", "versions") for name, value in found[part].items()]
+    return print_table((), [*ratios, *facts])
+
+
+@bench.command()
+def report(
+    readme: Annotated[Path, typer.Argument(help="The file with the measured-markers in it.")] = Path("README.md"),
+    check: Annotated[bool, typer.Option("--check", help="Only say whether it is up to date; exit code 1 when not.")] = False,
+) -> None:
+    """Write the committed results of the benchmarks and of the demo into the README."""
+    from mint_stream.bench.report import measured, with_figures
+
+    found = readme.read_text()
+    wanted = with_figures(found, measured())
+    if check and wanted != found:
+        typer.echo(f"{readme} does not show the committed results: run `mint-stream bench report`", err=True)
+        raise typer.Exit(1)
+    if not check:
+        readme.write_text(wanted)
+    typer.echo(f"{readme} shows the committed results")

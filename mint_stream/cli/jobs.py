@@ -1,0 +1,135 @@
+"""`mint-stream jobs`: submit training jobs, watch them, cancel them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mint_stream.cli.options import AsJson, Bootstrap, Pool, settings_from
+from mint_stream.cli.output import print_json, print_table
+from mint_stream.cli.running import ask
+from mint_stream.cli.watching import watch_job
+from mint_stream.errors import InvalidJob
+from mint_stream.messages.adapters import PromotionRule
+from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingEvent, TrainingJob
+from mint_stream.settings import Settings
+
+jobs = typer.Typer(no_args_is_help=True, help="Submit, watch, cancel and list training jobs.")
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@jobs.command()
+def submit(
+    adapter_id: Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter to train.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="JSON lines: a file, which is put into the store, or a uri.")],
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr")] = 2e-4,
+    warmup_steps: Annotated[int, typer.Option(min=0)] = 0,
+    schedule: Annotated[Schedule, typer.Option()] = "linear",
+    rank: Annotated[int, typer.Option(min=1)] = 8,
+    alpha: Annotated[float, typer.Option()] = 16.0,
+    dropout: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    rslora: Annotated[bool, typer.Option("--rslora", help="Scale by alpha / sqrt(rank).")] = False,
+    target: Annotated[list[str] | None, typer.Option(help="A module to adapt, repeatable; default: every linear layer.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Longest example, in tokens.")] = 1024,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    parent: Annotated[int | None, typer.Option(min=1, help="Go on from this revision; default: start fresh.")] = None,
+    publish_every: Annotated[int | None, typer.Option(min=1, help="Steps between revisions; default: one at the end.")] = None,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
+    rule: Annotated[PromotionRule | None, typer.Option(help="The adapter's promotion rule from now on.")] = None,
+    job_id: Annotated[str | None, typer.Option(help="Your own id: submitting it again starts nothing new.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay until the job ends.")] = False,
+    bootstrap: Bootstrap = None,
+    pool: Pool = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a training job. It runs when a training worker of the pool takes it."""
+    from mint_stream.client.requests import made, new_id, now_ms
+
+    settings = settings_from(bootstrap, pool)
+    lora = made(
+        LoraSettings,
+        InvalidJob,
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        use_rslora=rslora,
+        target_modules=tuple(target) if target else "all-linear",
+    )
+    hyperparameters = made(
+        Hyperparameters,
+        InvalidJob,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        schedule=schedule,
+        max_length_tokens=max_length,
+    )
+    job = made(
+        TrainingJob,
+        InvalidJob,
+        job_id=job_id or new_id(),
+        adapter_id=adapter_id,
+        dataset_uri=dataset,
+        lora=lora,
+        hyperparameters=hyperparameters,
+        seed=seed,
+        parent=parent,
+        publish_every_steps=publish_every,
+        checkpoint_every_steps=checkpoint_every,
+        promotion=rule,
+        submitted_at_ms=now_ms(),
+    )
+    job = job.model_copy(update={"dataset_uri": uri_of(dataset, settings)})  # only now: a job that is refused stores nothing
+    ask(settings, lambda client: client.train(job))
+    if not as_json or not watch:
+        typer.echo(job.encode().decode() if as_json else f"job {job.job_id} submitted to pool {settings.pool_name}")
+    if watch:
+        watch_job(settings, job.job_id, as_json)
+
+
+@jobs.command()
+def watch(job_id: JobId, bootstrap: Bootstrap = None, as_json: AsJson = False) -> None:
+    """Follow a job from its first event to its last. Exit code 1 unless it succeeds."""
+    watch_job(settings_from(bootstrap), job_id, as_json)
+
+
+@jobs.command()
+def cancel(
+    job_id: JobId,
+    reason: Annotated[str, typer.Option(help="Why, for the job's history.")] = "",
+    bootstrap: Bootstrap = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stop a job. What it published stays."""
+    ask(settings_from(bootstrap), lambda client: client.cancel_job(job_id, reason))
+    if as_json:
+        print_json({"job_id": job_id, "action": "cancel"})
+    else:
+        typer.echo(f"job {job_id}: cancel requested")
+
+
+@jobs.command("list")
+def list_jobs(bootstrap: Bootstrap = None, as_json: AsJson = False) -> None:
+    """The latest event of every job. A job no trainer has taken yet has none."""
+    events = ask(settings_from(bootstrap), lambda client: client.jobs())
+    if as_json:
+        return print_json(events)
+    return print_table(("job", "adapter", "state", "step", "loss", "revision", "error"), [_row(event) for event in events])
+
+
+def uri_of(dataset: str, settings: Settings) -> str:
+    """A uri as it is; a local file is put into the store, where trainers can read it."""
+    from mint_stream.app.datasets import upload
+
+    return dataset if "://" in dataset else upload(Path(dataset), settings)
+
+
+def _row(event: TrainingEvent) -> tuple[object, ...]:
+    loss = None if event.loss is None else f"{event.loss:.4f}"
+    error = None if event.error is None else f"{event.error.code}: {event.error.message}"
+    return (event.job_id, event.adapter_id, event.state, f"{event.step}/{event.steps}", loss, event.number, error)

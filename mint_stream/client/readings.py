@@ -1,0 +1,100 @@
+"""What a client reads besides answers: jobs, adapter events, the catalog, the pool's base."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from mint_stream import contracts
+from mint_stream.bus.table import LogRecord
+from mint_stream.client.feed import Feed, Place, read_to_end
+from mint_stream.client.listing import AdapterView, CatalogFold
+from mint_stream.client.partitions import Partitions, Since
+from mint_stream.errors import BaseUnusable, InvalidRecord, UnknownAdapter
+from mint_stream.messages.adapters import AdapterEvent, decode_event
+from mint_stream.messages.fleet import PoolBase
+from mint_stream.messages.shared import CatalogPosition
+from mint_stream.messages.training import TrainingEvent
+
+log = logging.getLogger(__name__)
+
+
+class Readings:
+    """Feeds and pictures of the topics a user may look at."""
+
+    def __init__(self, partitions: Partitions) -> None:
+        self._partitions = partitions
+
+    def job(self, job_id: str, heartbeats: bool) -> Feed[TrainingEvent]:
+        """The life of one job, from its first event to its last."""
+
+        def decode(record: LogRecord) -> TrainingEvent | None:
+            if record.key != job_id.encode():
+                return None
+            event = TrainingEvent.decode(record.value)
+            return event if heartbeats or not event.heartbeat else None
+
+        return Feed(self._partitions, Place(contracts.TRAINING_EVENTS.name(), job_id), decode, lambda event: event.terminal)
+
+    async def jobs(self) -> tuple[TrainingEvent, ...]:
+        """The latest event of every job with the last loss and revision it reported, oldest first."""
+        latest: dict[str, TrainingEvent] = {}
+
+        def note(_: int, record: LogRecord) -> None:
+            event = TrainingEvent.decode(record.value)
+            known = latest.get(event.job_id, event)
+            kept = {name: getattr(known, name) for name in ("loss", "number") if getattr(event, name) is None}
+            latest[event.job_id] = event.model_copy(update=kept)
+
+        await self._fold(Place(contracts.TRAINING_EVENTS.name()), note)
+        return tuple(sorted(latest.values(), key=lambda event: event.at_ms))
+
+    def events(self, adapter_id: str | None, since: Since) -> Feed[AdapterEvent]:
+        """The history of one adapter or of all."""
+
+        def decode(record: LogRecord) -> AdapterEvent | None:
+            event = decode_event(record.value)
+            return event if adapter_id in (None, event.adapter_id) else None
+
+        return Feed(self._partitions, Place(contracts.ADAPTER_EVENTS.name(), adapter_id, since), decode)
+
+    async def adapters(self) -> tuple[AdapterView, ...]:
+        """Every adapter by name."""
+        return await self._catalog(None)
+
+    async def adapter(self, adapter_id: str) -> AdapterView:
+        """One adapter, read from its own partition. Raises UnknownAdapter."""
+        for view in await self._catalog(adapter_id):
+            if view.adapter_id == adapter_id:
+                return view
+        raise UnknownAdapter(f"no adapter {adapter_id} in the catalog: `mint-stream adapters list` says which there are")
+
+    async def pool_base(self, pool: str) -> PoolBase:
+        """The first record of the pool: the one that founded it. Raises BaseUnusable when there is none."""
+        founded: dict[str, PoolBase] = {}
+
+        def note(_: int, record: LogRecord) -> None:
+            if record.value and record.key == pool.encode():
+                founded.setdefault(pool, PoolBase.decode(record.value))
+
+        await self._fold(Place(contracts.BASE_MODELS.name()), note)
+        if pool not in founded:
+            raise BaseUnusable(f"pool {pool} has no base yet: start a serving worker of it (`mint-stream serve --pool {pool}`)")
+        return founded[pool]
+
+    async def _catalog(self, adapter_id: str | None) -> tuple[AdapterView, ...]:
+        fold = CatalogFold()
+
+        def note(partition: int, record: LogRecord) -> None:
+            fold.apply(CatalogPosition(partition=partition, offset=record.offset), record.key or b"", record.value)
+
+        await self._fold(Place(contracts.ADAPTER_REVISIONS.name(), adapter_id), note)
+        return fold.views()
+
+    async def _fold(self, place: Place, note: Callable[[int, LogRecord], None]) -> None:
+        def apply(partition: int, records: Sequence[LogRecord], _: int) -> None:
+            for record in records:
+                try:
+                    note(partition, record)
+                except InvalidRecord as error:
+                    log.warning("%s partition=%d offset=%d passed over: %s", place.topic, partition, record.offset, error)
+
+        await read_to_end(self._partitions, place, apply)

@@ -1,0 +1,239 @@
+"""The life of a training job on one worker, from its record to its terminal event.
+
+    look at the log ─► over: done · held elsewhere: watch · free: validate ─► claim ─► resume ─► steps ─► terminal event
+    every few steps: checkpoint durable ─► publish (see publishing.py)
+
+Each arrow may be the last thing this process does. Whoever comes next finds the job free after a silence, claims the next attempt, goes on
+from the last checkpoint, and repeats a publish that was due there, for nobody knows how far it came.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from mint_stream import contracts
+from mint_stream.bus.producer import Producer
+from mint_stream.catalog import Catalog
+from mint_stream.errors import (
+    BusUnavailable,
+    Cancelled,
+    CorruptObject,
+    EngineFailed,
+    MintError,
+    OwnershipLost,
+    Reject,
+    RevisionQuarantined,
+    RevisionRetired,
+    StoreUnavailable,
+    UnknownRevision,
+)
+from mint_stream.messages.adapters import Revision
+from mint_stream.messages.training import TERMINAL, JobState, TrainingJob
+from mint_stream.metrics import Metrics
+from mint_stream.trainer.run import StepReport
+from mint_stream.trainer.workshop import Work, Workshop
+from mint_stream.workers.claiming import Claims
+from mint_stream.workers.clock import now_ms
+from mint_stream.workers.commands import Commands
+from mint_stream.workers.job_log import JobLog, Standing, standing
+from mint_stream.workers.job_report import JobReport, Progress, obituary
+from mint_stream.workers.publishing import After, Publishing, checkpoint_due, publish_due
+from mint_stream.workers.torch_thread import TorchThread
+
+log = logging.getLogger(__name__)
+
+
+class Released(Exception):
+    """This worker was told to stop; the job is free for another one."""
+
+
+@dataclass(frozen=True)
+class TrainingTerms:
+    """Who trains, and how often it says so."""
+
+    worker_id: str
+    pool: str
+    heartbeat_s: float = 2.0
+    silence_s: float = 15.0
+    progress_s: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainingBus:
+    """What the life of a job needs of Kafka."""
+
+    producer: Producer
+    commands: Commands
+    log: JobLog
+    catalog: Catalog
+    catalog_current: Callable[[], Awaitable[None]]
+    """Waits until the catalog has everything that was announced before."""
+
+
+class JobRunner:
+    """Runs jobs, one at a time, and watches those that another worker runs."""
+
+    def __init__(
+        self, bus: TrainingBus, workshop: Workshop, thread: TorchThread, terms: TrainingTerms, metrics: Metrics, after: After
+    ) -> None:
+        self._bus = bus
+        self._workshop = workshop
+        self._thread = thread
+        self._terms = terms
+        self._metrics = metrics
+        self._after = after
+        self._claims = Claims(bus.commands, bus.catalog, terms.pool)
+        self._publishing = Publishing(bus.commands, self._claims, workshop, thread, terms.pool, after)
+        self._turn = asyncio.Lock()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Let go of the running job after its step; nothing new begins."""
+        self._stopping = True
+        self._bus.commands.abandon()
+
+    async def run(self, job: TrainingJob) -> None:
+        """Return when the job is terminal, here or elsewhere. Raises Released when this worker stops first."""
+        if await self._bus.log.current(job.job_id) is None:
+            await self._report(job, 0).say("queued")
+        while (found := await self._standing(job)) != "over":
+            self._check_stopping(job)
+            if found == "held":
+                await self._bus.log.moved(self._terms.heartbeat_s)
+            elif self._turn.locked() and not self._bus.log.cancelled(job.job_id):
+                await self._wait_for_turn(job)
+            elif await self._attempt(job):
+                return
+
+    async def bury(self, value: bytes | None, error: MintError, state: JobState) -> None:
+        """Say that a record is not worked on, if it names a job that has not begun (`rejected`) or not ended (`failed`)."""
+        event = obituary(value, error, self._terms.worker_id, state)
+        if event is None:
+            return
+        last = await self._bus.log.current(event.job_id)
+        if last is None or (state == "failed" and last.state not in TERMINAL):
+            final = event.model_copy(update={"attempt": last.attempt if last else 0})
+            await self._bus.producer.publish(contracts.TRAINING_EVENTS, final, final.job_id)
+
+    async def _standing(self, job: TrainingJob) -> Standing:
+        last = await self._bus.log.current(job.job_id)
+        return standing(last, self._terms.worker_id, now_ms(), self._terms.silence_s * 1000)
+
+    async def _wait_for_turn(self, job: TrainingJob) -> None:
+        while self._turn.locked() and not self._stopping and not self._bus.log.cancelled(job.job_id):
+            await self._bus.log.moved(self._terms.heartbeat_s)
+
+    async def _attempt(self, job: TrainingJob) -> bool:
+        """Work on a free job. True when it is terminal now, False when somebody else has it."""
+        last = await self._bus.log.current(job.job_id)
+        report = self._report(job, last.attempt if last else 0)
+        try:
+            self._check_cancelled(job)
+            if self._turn.locked():
+                return False  # another job took the turn meanwhile: look again before waiting, for this one may be cancelled or gone
+            async with self._turn:
+                return await self._in_turn(job, report)
+        except OwnershipLost as error:
+            log.info("%s; watching it", error)
+            await self._bus.log.moved(self._terms.heartbeat_s)
+            return False
+        except (Reject, StoreUnavailable, EngineFailed) as error:
+            await self._end(report, error)
+            return True
+        except BusUnavailable:
+            self._check_stopping(job)
+            raise
+
+    async def _in_turn(self, job: TrainingJob, report: JobReport) -> bool:
+        """Validate wholly, claim, then train under the attempt granted, with heartbeats."""
+        self._check_stopping(job)
+        work = await self._thread.patiently(self._workshop.prepare, job, await self._parent(job))
+        self._check(job, report)
+        report.attempt = await self._claims.take(job)
+        await report.say("claimed")
+        self._after("claimed")
+        try:
+            async with report.beating(self._terms.heartbeat_s):
+                number = await self._train(await self._resumed(work, report), report)
+        except (Released, BusUnavailable):
+            if self._stopping:
+                await report.say("queued")
+            raise
+        await report.say("succeeded", number=number)
+        self._after("end-reported")
+        self._metrics.jobs_total.labels("succeeded").inc()
+        return True
+
+    async def _resumed(self, work: Work, report: JobReport) -> Work:
+        found = await self._thread.patiently(self._workshop.resume, work)
+        report.step = found.run.step
+        await report.say("running", resumed=found.resumed)
+        return found
+
+    async def _train(self, work: Work, report: JobReport) -> int | None:
+        """All remaining steps. Gives the number of the last revision."""
+        run, job = work.run, work.run.job
+        progress = Progress(job.hyperparameters.steps, self._terms.progress_s)
+        number = await self._publishing.publish(work, report) if run.step and publish_due(job, run.step) else None
+        while not run.done:
+            self._check(job, report)
+            made = await self._thread.run(self._workshop.step, work)
+            report.step = run.step
+            self._count(made)
+            if told := progress.add(made):
+                await report.say("running", **told)
+            if checkpoint_due(job, run.step):
+                await self._thread.patiently(self._workshop.save, work, report.attempt)
+                self._after("checkpoint-durable")
+            if publish_due(job, run.step):
+                number = await self._publishing.publish(work, report)
+        return number
+
+    async def _end(self, report: JobReport, error: MintError) -> None:
+        """The job's terminal event for an error: rejected before its first claim, failed after it."""
+        ours = isinstance(error, CorruptObject) or not isinstance(error, Reject)
+        if isinstance(error, Cancelled):
+            await report.failure("cancelled", error, "user")
+        elif ours or report.claimed:
+            await report.failure("failed", error, "server" if ours else "user")
+        else:
+            await report.failure("rejected", error, "user")
+        self._after("end-reported")
+        self._metrics.jobs_total.labels(report.state).inc()
+
+    async def _parent(self, job: TrainingJob) -> Revision | None:
+        """The revision to go on from. Raises a Reject when it cannot be."""
+        if job.parent is None:
+            return None
+        await self._bus.catalog_current()
+        revision = self._bus.catalog.revision(job.adapter_id, job.parent)
+        if revision is None:
+            raise UnknownRevision(f"job {job.job_id}: parent {job.adapter_id}@{job.parent} does not exist")
+        if revision.state != "announced":
+            kind = RevisionRetired if revision.state == "retired" else RevisionQuarantined
+            raise kind(f"job {job.job_id}: parent {job.adapter_id}@{job.parent} is {revision.state}")
+        return revision
+
+    def _report(self, job: TrainingJob, attempt: int) -> JobReport:
+        return JobReport(self._bus.producer, job, self._terms.worker_id, attempt)
+
+    def _check(self, job: TrainingJob, report: JobReport) -> None:
+        """What may end a job between two steps."""
+        self._check_cancelled(job)
+        self._check_stopping(job)
+        if report.claimed:
+            self._claims.check(job, report.attempt)
+
+    def _check_cancelled(self, job: TrainingJob) -> None:
+        reason = self._bus.log.cancelled(job.job_id)
+        if reason is not None:
+            raise Cancelled(f"job {job.job_id} was cancelled: {reason}")
+
+    def _check_stopping(self, job: TrainingJob) -> None:
+        if self._stopping:
+            raise Released(job.job_id)
+
+    def _count(self, made: StepReport) -> None:
+        self._metrics.training_steps_total.inc()
+        self._metrics.training_tokens_total.inc(made.tokens)

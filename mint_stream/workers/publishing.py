@@ -1,0 +1,78 @@
+"""Publishing a step of a job as a revision.
+
+    files durable ─► announce acked ─► answered by the registrar ─► reported
+
+The registrar knows a step by (job, step), so whoever repeats a publish after a crash is answered with the first one's revision. The
+command_id has the attempt too: the refusal of an older attempt is never taken for the answer to a newer one.
+"""
+
+import logging
+from collections.abc import Callable
+
+from mint_stream.messages.adapters import Announce, Manifest
+from mint_stream.messages.training import TrainingJob
+from mint_stream.trainer.workshop import Work, Workshop
+from mint_stream.workers.claiming import Claims
+from mint_stream.workers.clock import now_ms
+from mint_stream.workers.commands import Commands
+from mint_stream.workers.job_report import JobReport
+from mint_stream.workers.torch_thread import TorchThread
+
+log = logging.getLogger(__name__)
+
+After = Callable[[str], None]
+"""Called with the name of an effect once it is durable: claimed, checkpoint-durable, files-durable, announced, answered,
+publish-reported, end-reported, record-closed."""
+
+
+class Publishing:
+    """Makes revisions of jobs whose checkpoint is durable already."""
+
+    def __init__(self, commands: Commands, claims: Claims, workshop: Workshop, thread: TorchThread, pool: str, after: After) -> None:
+        self._commands = commands
+        self._claims = claims
+        self._workshop = workshop
+        self._thread = thread
+        self._pool = pool
+        self._after = after
+
+    async def publish(self, work: Work, report: JobReport) -> int | None:
+        """The number of the step's revision. Raises CommandRejected or OwnershipLost when the registrar refuses it."""
+        job, step = work.run.job, work.run.step
+        manifest = await self._thread.patiently(self._workshop.upload, work)
+        self._after("files-durable")
+        sent = await self._commands.send(self._command(job, step, report.attempt, manifest))
+        self._after("announced")
+        answer = await sent.answer()
+        self._after("answered")
+        self._claims.check_answer(job, report.attempt, answer)
+        number: int | None = getattr(answer, "number", None)
+        await report.say("publishing", number=number)
+        self._after("publish-reported")
+        log.info("published job_id=%s step=%d as %s@%s", job.job_id, step, job.adapter_id, number)
+        return number
+
+    def _command(self, job: TrainingJob, step: int, attempt: int, manifest: Manifest) -> Announce:
+        return Announce(
+            command_id=f"announce/{job.job_id}/{step}/{attempt}",
+            adapter_id=job.adapter_id,
+            issued_at_ms=now_ms(),
+            pool=self._pool,
+            manifest=manifest,
+            parent=job.parent,
+            job_id=job.job_id,
+            attempt=attempt,
+            step=step,
+            promotion=job.promotion,
+        )
+
+
+def publish_due(job: TrainingJob, step: int) -> bool:
+    """After every `publish_every_steps`, and after the last step."""
+    every = job.publish_every_steps
+    return step == job.hyperparameters.steps or (every is not None and step % every == 0)
+
+
+def checkpoint_due(job: TrainingJob, step: int) -> bool:
+    """After every `checkpoint_every_steps`, and before every publish: nothing is announced that its job could not go on from."""
+    return step % job.checkpoint_every_steps == 0 or publish_due(job, step)

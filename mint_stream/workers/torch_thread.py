@@ -1,0 +1,42 @@
+"""The seam between the event loop and the thread that owns torch and waits for the store."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import ParamSpec, TypeVar
+
+from mint_stream.errors import EngineFailed, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+STORE_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+class TorchThread:
+    """Runs functions on one thread, one after the other, while the event loop goes on."""
+
+    def __init__(self, executor: Executor) -> None:
+        """`executor` has a single thread."""
+        self._executor = executor
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What the function gives or raises. What torch itself raises (out of memory, a bad shape) becomes EngineFailed."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: function(*args, **kwargs))
+        except (RuntimeError, MemoryError, ValueError, TypeError, LookupError) as error:
+            log.exception("torch failed")
+            raise EngineFailed(f"training failed in torch: {type(error).__name__}: {error}") from error
+
+    async def patiently(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run`, and again after a while when the store does not answer. Raises StoreUnavailable in the end."""
+        for wait_s in STORE_WAITS_S:
+            try:
+                return await self.run(function, *args, **kwargs)
+            except StoreUnavailable as error:
+                log.warning("the store did not answer, again in %g s: %s", wait_s, error)
+                await asyncio.sleep(wait_s)
+        return await self.run(function, *args, **kwargs)

@@ -1,0 +1,108 @@
+"""The training worker: every record of its partitions is a job, and its offset closes when the job is terminal, wherever it was run.
+
+intake ─► decode ─► own partition? ─► after earlier jobs of the adapter ─► JobRunner.run ─► offset closed
+             │            └ stray: produced again under its adapter_id ─► offset closed
+             └ bad record: rejected (if it says which job) ─► dead letter acked ─► offset closed
+"""
+
+import asyncio
+import logging
+
+from mint_stream.bus.intake import Delivery, Intake
+from mint_stream.bus.partitioner import murmur2_partition
+from mint_stream.bus.producer import Producer
+from mint_stream.contracts import Topic
+from mint_stream.errors import InvalidRecord, MintError
+from mint_stream.messages.training import TrainingJob
+from mint_stream.workers.crew import Crew
+from mint_stream.workers.job_runner import JobRunner, Released, TrainingTerms
+from mint_stream.workers.publishing import After
+
+log = logging.getLogger(__name__)
+
+
+class TrainingWorker:
+    """Takes jobs from the intake. Jobs of one adapter run in the order of their records; the runner decides how many run at once."""
+
+    def __init__(self, intake: Intake, runner: JobRunner, producer: Producer, topic: Topic, terms: TrainingTerms, after: After) -> None:
+        """`topic` is the training-jobs topic with the partition count it has."""
+        self._intake = intake
+        self._runner = runner
+        self._producer = producer
+        self._topic = topic
+        self._terms = terms
+        self._after = after
+        self._last_of: dict[str, asyncio.Task[None]] = {}
+        self._crew = Crew()
+        intake.on_condemned = self._condemned
+
+    @property
+    def open_jobs(self) -> int:
+        """Records taken and not yet closed."""
+        return len(self._crew)
+
+    async def run(self) -> None:
+        """Work until the intake ends. Raises what a person has to see."""
+        await self._crew.run(self._take())
+
+    async def drain(self) -> None:
+        """Let go of every job: the running one after its step, free for others from its last checkpoint. Their records stay open."""
+        self._runner.stop()
+        await self._crew.finish()
+        await self._intake.stop()
+
+    async def _take(self) -> None:
+        async for delivery in self._intake:
+            try:
+                job = TrainingJob.decode(delivery.value)
+            except InvalidRecord as error:
+                self._crew.spawn(self._set_aside(delivery, error))
+                continue
+            if self._stray(job, delivery):
+                self._crew.spawn(self._forward(job, delivery))
+            else:
+                self._line_up(job, delivery)
+
+    def _line_up(self, job: TrainingJob, delivery: Delivery) -> None:
+        """Start the job behind the adapter's last one."""
+        task = self._crew.spawn(self._work(job, delivery, self._last_of.get(job.adapter_id)))
+        self._last_of[job.adapter_id] = task
+        task.add_done_callback(lambda done: self._forget(job.adapter_id, done))
+
+    def _forget(self, adapter_id: str, done: asyncio.Task[None]) -> None:
+        if self._last_of.get(adapter_id) is done:
+            del self._last_of[adapter_id]
+
+    async def _work(self, job: TrainingJob, delivery: Delivery, before: asyncio.Task[None] | None) -> None:
+        """One job, after the adapter's earlier one. Its lease is the claim, not the partition: a stale delivery is no reason to stop."""
+        if before is not None:
+            await asyncio.wait({before})
+        try:
+            await self._runner.run(job)
+        except Released:
+            return
+        await delivery.close()
+        self._after("record-closed")
+
+    def _stray(self, job: TrainingJob, delivery: Delivery) -> bool:
+        return murmur2_partition(job.adapter_id.encode(), self._topic.partitions) != delivery.partition
+
+    async def _forward(self, job: TrainingJob, delivery: Delivery) -> None:
+        """A producer that hashes keys in another way put it here; all jobs of an adapter belong into one partition."""
+        if not delivery.stale:
+            log.info("forwarding job_id=%s from partition %d", job.job_id, delivery.partition)
+            await self._producer.publish(self._topic, job, job.adapter_id, pool=self._terms.pool, partition=self._own_partition(job))
+            await delivery.close()
+
+    def _own_partition(self, job: TrainingJob) -> int:
+        return murmur2_partition(job.adapter_id.encode(), self._topic.partitions)
+
+    async def _set_aside(self, delivery: Delivery, error: MintError) -> None:
+        if not delivery.stale:
+            log.warning("dead letter topic=%s partition=%d offset=%d %s", delivery.topic, delivery.partition, delivery.offset, error)
+            await self._runner.bury(delivery.value, error, "rejected")
+            await delivery.dead_letter(error)
+
+    async def _condemned(self, delivery: Delivery, error: MintError) -> None:
+        """The intake found that this record ends every worker: whoever waits for the job hears of it."""
+        await self._runner.bury(delivery.value, error, "failed")

@@ -1,0 +1,56 @@
+"""The demo's steps on a tiny random base: it cannot learn the task there, but every record has to go its way."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mint_stream.app.demo import Demo, DemoSize
+from mint_stream.app.demo_adapters import STRANGERS
+from mint_stream.bus.connection import Connection
+from mint_stream.client import Client
+from mint_stream.messages.training import TrainingEvent
+from tests.app.test_system import running, settings_for
+
+pytestmark = [pytest.mark.kafka, pytest.mark.long]
+
+
+class Notes:
+    """A Show that remembers."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.lines: list[str] = []
+        self.states: list[str] = []
+
+    def step(self, title: str) -> None:
+        self.steps.append(title)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        assert all(len(row) == len(columns) for row in rows)
+
+    def training(self, event: TrainingEvent) -> None:
+        self.states.append(event.state)
+
+
+@pytest.mark.timeout(240)
+async def test_the_demo_loses_nothing_doubles_nothing_and_rolls_back(connection: Connection, tmp_path: Path) -> None:
+    settings = settings_for(connection, tmp_path)
+    notes = Notes()
+    size = DemoSize(heldout=16, training=64, steps=5, batch_size=4, mixed_requests=20)
+    async with running(settings, connection, register=1, serve=1, train=1), Client(settings) as client:
+        demo = Demo(client, settings, notes, size, tmp_path)
+        report = await demo.run()
+    assert (report.lost, report.duplicates_visible) == (0, 0)
+    assert report.requests_sent == report.results_visible == 20 + 3 * 16 + 2
+    assert report.accuracy_after_rollback == report.accuracy_before
+    assert report.adapters_in_largest_batch >= min(3, len(STRANGERS))
+    assert report.announce_to_first_token_ms > 0
+    assert report.rollback_to_effect_ms > 0
+    assert notes.states[0] == "queued"
+    assert notes.states[-1] == "succeeded"
+    assert any("revision-announced" in line and '"number":2' in line for line in notes.lines)
+    assert set(report.stage_seconds) == set(notes.steps)

@@ -1,0 +1,37 @@
+"""The serving benchmark runs, says where, and refuses wrong results."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mint_stream.app.measure import spread
+from mint_stream.bench import serving
+from mint_stream.engine.generation import Completion
+from mint_stream.model.base import load_base
+from tests.factories import tiny_base
+
+
+def test_it_reports_rates_ratios_machine_and_versions(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base")
+    report = serving.run(base, adapters=2, requests=3, prompt_tokens=5, new_tokens=4, rank=2, repeats=2)
+    assert {"ours", "base_only", "transformers"} == set(report["tokens_per_s"])
+    for side in ("base_only", "transformers"):
+        expected = report["tokens_per_s"]["ours"]["median"] / report["tokens_per_s"][side]["median"]
+        assert report["ratios"][f"vs_{side}"] == pytest.approx(expected)
+    assert report["machine"]["cores"] >= 1 and report["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_tokens_of_the_bare_base_in_an_adapters_name_are_refused(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base")
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    adapter = serving.random_adapter(load_base(base, dtype=torch.float32), rank=8, seed=0)
+    work = serving.Workload(((5, 6, 7),), 16, (adapter,))
+    tokens = plain.generate(input_ids=torch.tensor(work.prompts), max_new_tokens=16, min_new_tokens=16, do_sample=False)[0, 3:].tolist()
+    with pytest.raises(serving.WrongResult, match="PEFT alone draws"):
+        serving.check(plain, work, [Completion("", tuple(tokens), "length", 0.0, 0.0, 0.0)])
+
+
+def test_spread_is_median_and_extremes() -> None:
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}

@@ -1,0 +1,201 @@
+"""`mint-stream jobs` against a trainer that only talks: it takes each job from its topic and tells the life it was given."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from mint_stream import contracts
+from mint_stream.bus.connection import Connection
+from mint_stream.bus.producer import Producer
+from mint_stream.bus.table import LogReader, LogRecord
+from mint_stream.messages.shared import ErrorBody
+from mint_stream.messages.training import TrainingControl, TrainingEvent, TrainingJob
+from mint_stream.store import Store
+from tests.provisioned import ensure_topics
+
+pytestmark = pytest.mark.kafka
+
+Command = Callable[..., Awaitable[Result]]
+GOOD: tuple[dict[str, Any], ...] = (
+    {"state": "running", "step": 0},
+    {"state": "running", "step": 1, "heartbeat": True},
+    {"state": "running", "step": 2, "loss": 0.5, "tokens_per_s": 100.0},
+    {"state": "succeeded", "step": 4, "number": 1},
+)
+
+
+@pytest.fixture
+async def command(run, connection: Connection, topic_prefix: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`await command("list")` is `mint-stream jobs list` of a pool that only this test has."""
+    await ensure_topics(connection, topic_prefix)
+    monkeypatch.setenv("MINT_POOL", topic_prefix)
+    monkeypatch.setenv("MINT_STORE__URI", (tmp_path / "store").as_uri())
+    return lambda *arguments: asyncio.to_thread(run, "jobs", *arguments, "--bootstrap", connection.bootstrap_servers)
+
+
+@pytest.fixture
+def dataset(tmp_path) -> str:
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"prompt": "a", "completion": "b"}\n')
+    return str(lines)
+
+
+@asynccontextmanager
+async def talking_trainer(connection: Connection, pool: str, life: Sequence[dict[str, Any]] = GOOD) -> AsyncIterator[list[TrainingJob]]:
+    """Tells `life` of every job of the pool; gives the jobs it took."""
+    taken: list[TrainingJob] = []
+    waiting: asyncio.Queue[TrainingJob] = asyncio.Queue()
+
+    def apply(_: int, records: Sequence[LogRecord], __: int) -> None:
+        for record in records:
+            waiting.put_nowait(TrainingJob.decode(record.value))
+
+    async def work() -> None:
+        while True:
+            taken.append(job := await waiting.get())
+            await tell(connection, job, *life)
+
+    reader = LogReader(connection, contracts.TRAINING_JOBS.name(pool), apply)
+    await reader.start()
+    working = asyncio.create_task(work())
+    try:
+        yield taken
+    finally:
+        working.cancel()
+        await reader.stop()
+
+
+async def tell(connection: Connection, job: TrainingJob, *changes: dict[str, Any]) -> None:
+    producer = Producer(connection, source="test")
+    await producer.start()
+    about = {"job_id": job.job_id, "adapter_id": job.adapter_id, "tenant": "t", "worker_id": "w", "steps": job.hyperparameters.steps}
+    for change in changes:
+        await producer.publish(contracts.TRAINING_EVENTS, TrainingEvent(**about, **change, at_ms=1), job.job_id)
+    await producer.stop()
+
+
+async def test_a_job_submitted_with_watch_stays_until_it_ends(command: Command, connection: Connection, topic_prefix: str, dataset: str):
+    async with talking_trainer(connection, topic_prefix) as taken:
+        shown = await command("submit", "poet", dataset, "--steps", 4, "--job-id", topic_prefix, "--watch")
+    assert shown.exit_code == 0, shown.output
+    first, last = shown.stdout.splitlines()
+    assert first == f"job {topic_prefix} submitted to pool {topic_prefix}"
+    assert last == f"job {topic_prefix} succeeded at step 4/4: revision 1"
+    assert [job.job_id for job in taken] == [topic_prefix]
+
+
+async def test_for_machines_a_watched_job_is_a_line_an_event_without_heartbeats(
+    command: Command, connection: Connection, topic_prefix: str, dataset: str
+):
+    async with talking_trainer(connection, topic_prefix):
+        shown = await command("submit", "poet", dataset, "--steps", 4, "--job-id", topic_prefix, "--watch", "--json")
+    events = [TrainingEvent.model_validate_json(line) for line in shown.stdout.splitlines()]
+    assert [(event.state, event.step) for event in events] == [("running", 0), ("running", 2), ("succeeded", 4)]
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        ({"state": "failed", "error": ErrorBody(code="training-diverged", message="loss is nan")}, "failed at step 0/4: training-diverged"),
+        ({"state": "cancelled", "step": 3}, "cancelled at step 3/4"),
+        ({"state": "failed", "error": ErrorBody(code="invalid-dataset", message="line 3: [/oops]")}, "line 3: [/oops]"),
+    ],
+)
+async def test_a_watched_job_that_does_not_succeed_fails_the_command(
+    command: Command, connection: Connection, topic_prefix: str, dataset: str, end: dict[str, Any], says: str
+):
+    async with talking_trainer(connection, topic_prefix, [end]):
+        shown = await command("submit", "poet", dataset, "--steps", 4, "--job-id", topic_prefix, "--watch")
+    assert shown.exit_code == 1 and says in shown.stdout.splitlines()[-1]
+    listed = next(row for row in (await command("list")).stdout.splitlines() if row.startswith(topic_prefix))
+    assert f" {end['state']} " in listed and ("error" not in end or listed.endswith(end["error"].message))
+
+
+async def test_every_option_is_in_the_record_that_trainers_read(command: Command, connection: Connection, topic_prefix: str, dataset: str):
+    options = {
+        "--steps": 7,
+        "--batch-size": 3,
+        "--lr": 1e-3,
+        "--warmup-steps": 2,
+        "--schedule": "cosine",
+        "--rank": 5,
+        "--alpha": 9.0,
+        "--dropout": 0.25,
+        "--max-length": 77,
+        "--seed": 6,
+        "--parent": 2,
+        "--publish-every": 4,
+        "--checkpoint-every": 3,
+        "--rule": "auto",
+    }
+    flat = [part for option in options.items() for part in option]
+    async with talking_trainer(connection, topic_prefix) as taken:
+        targets = ("--target", "q_proj", "--target", "v_proj", "--rslora")
+        printed = await command("submit", "poet", dataset, *flat, *targets, "--json")
+        job = TrainingJob.model_validate_json(printed.stdout)
+        await command("watch", job.job_id)
+    assert taken == [job]
+    how, lora = job.hyperparameters, job.lora
+    assert (how.steps, how.batch_size, how.learning_rate, how.warmup_steps, how.schedule, how.max_length_tokens) == (
+        7,
+        3,
+        1e-3,
+        2,
+        "cosine",
+        77,
+    )
+    assert (lora.rank, lora.alpha, lora.dropout, lora.use_rslora, lora.target_modules) == (5, 9.0, 0.25, True, ("q_proj", "v_proj"))
+    assert (job.seed, job.parent, job.publish_every_steps, job.checkpoint_every_steps, job.promotion) == (6, 2, 4, 3, "auto")
+
+
+async def test_a_local_dataset_travels_through_the_store_and_a_uri_stays_as_it_is(command: Command, tmp_path, dataset: str):
+    job = TrainingJob.model_validate_json((await command("submit", "poet", dataset, "--json")).stdout)
+    store = Store((tmp_path / "store").as_uri())
+    assert store.read_object(job.dataset_uri.removeprefix(f"{store.uri}/")).decode() == '{"prompt": "a", "completion": "b"}\n'
+    elsewhere = TrainingJob.model_validate_json((await command("submit", "poet", "s3://bucket/lines.jsonl", "--json")).stdout)
+    assert elsewhere.dataset_uri == "s3://bucket/lines.jsonl" and elsewhere.job_id != job.job_id
+
+
+async def test_a_job_that_is_refused_stores_nothing(command: Command, tmp_path, dataset: str):
+    refused = await command("submit", "poet", dataset, "--steps", 5, "--warmup-steps", 5)
+    assert refused.exit_code == 1 and refused.stderr.startswith("error invalid-job: ")
+    assert Store((tmp_path / "store").as_uri()).list_objects("datasets") == []
+
+
+async def test_a_dataset_that_is_not_there_is_named_before_anything_is_submitted(command: Command, tmp_path):
+    refused = await command("submit", "poet", tmp_path / "nowhere.jsonl")
+    assert refused.exit_code == 1 and refused.stderr.startswith("error invalid-dataset: ") and "nowhere.jsonl" in refused.stderr
+
+
+async def test_cancelling_is_a_record_with_the_reason(command: Command, connection: Connection, topic_prefix: str):
+    said: asyncio.Queue[TrainingControl] = asyncio.Queue()
+
+    def apply(_: int, records: Sequence[LogRecord], __: int) -> None:
+        for record in records:
+            said.put_nowait(TrainingControl.decode(record.value))
+
+    reader = LogReader(connection, contracts.TRAINING_CONTROLS.name(), apply, "latest")
+    await reader.start()
+    shown = await command("cancel", topic_prefix, "--reason", "wrong data", "--json")
+    control = await said.get()
+    await reader.stop()
+    assert json.loads(shown.stdout) == {"job_id": topic_prefix, "action": "cancel"}
+    assert (control.job_id, control.action, control.reason) == (topic_prefix, "cancel", "wrong data")
+
+
+async def test_a_list_has_each_job_once_as_it_stands(command: Command, connection: Connection, topic_prefix: str, dataset: str):
+    names = [f"{topic_prefix}-{number}" for number in range(3)]
+    async with talking_trainer(connection, topic_prefix):
+        for name in names:
+            await command("submit", "poet", dataset, "--steps", 4, "--job-id", name, "--watch")
+    events = [event for event in json.loads((await command("list", "--json")).stdout) if event["job_id"] in names]
+    assert sorted(event["job_id"] for event in events) == names
+    assert {(event["state"], event["step"], event["loss"], event["number"]) for event in events} == {("succeeded", 4, 0.5, 1)}
+    rows = (await command("list")).stdout.splitlines()
+    assert rows[0].split() == ["job", "adapter", "state", "step", "loss", "revision", "error"]
+    assert [row.split() for row in rows if names[1] in row] == [[names[1], "poet", "succeeded", "4/4", "0.5000", "1", "-"]]

@@ -1,0 +1,143 @@
+"""Using a fleet from the command line: each command against the real broker, the echo, and the real registrar."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from typer.testing import Result
+
+from mint_stream import contracts
+from mint_stream.bus.connection import Connection
+from mint_stream.bus.producer import Producer
+from mint_stream.client import Client
+from mint_stream.messages.shared import ErrorBody
+from mint_stream.messages.training import TrainingEvent, TrainingJob
+from mint_stream.store import read_uri
+from mint_stream.workers.catalog_writer import RegistrarTopics
+from tests.adapter_commands import BASE, manifest
+from tests.echo_serving import POOL, EchoServing
+from tests.provisioned import PARTITIONS, ensure_topics
+from tests.registrar_ground import Ground
+
+pytestmark = pytest.mark.kafka
+
+Command = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture(scope="module")
+async def fleet(connection: Connection) -> AsyncIterator[Connection]:
+    """Topics, the base of pool `tiny`, a registrar and something that answers."""
+    await ensure_topics(connection, POOL)
+    name = f"cli-{uuid.uuid4().hex[:8]}"
+    producer = Producer(connection, source="test")
+    await producer.start()
+    await producer.publish(contracts.BASE_MODELS, BASE, BASE.pool)
+    await producer.stop()
+    async with EchoServing(connection, name), Ground(connection, name, RegistrarTopics(PARTITIONS)).registrar():
+        yield connection
+
+
+@pytest.fixture
+def command(run, fleet: Connection, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`await command("adapters", "list")` against the fleet, in a thread, as this loop serves it."""
+    monkeypatch.setenv("MINT_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:9")
+    monkeypatch.setenv("MINT_POOL", POOL)
+    return lambda *arguments: asyncio.to_thread(run, *arguments, "--bootstrap", fleet.bootstrap_servers)
+
+
+@pytest.fixture
+async def client(fleet: Connection) -> AsyncIterator[Client]:
+    async with Client(fleet, POOL) as client:
+        yield client
+
+
+async def test_a_prompt_is_answered_on_standard_output_and_told_about_on_the_other(command: Command):
+    shown = await command("generate", "--prompt", "abc", "--adapter", "poet@3")
+    assert (shown.exit_code, shown.stdout) == (0, "cba\n")
+    assert shown.stderr.startswith("poet@3 · 3 + 3 tokens")
+
+
+async def test_a_chat_as_json_is_the_result_record(command: Command, topic_prefix: str):
+    shown = await command("generate", "--chat", "hi", "--system", "be brief", "--request-id", topic_prefix, "--json")
+    result = json.loads(shown.stdout)
+    assert (result["request_id"], result["text"], result["served_by"]["worker_id"]) == (topic_prefix, "ih", "echo")
+
+
+async def test_a_stream_is_printed_as_it_comes(command: Command):
+    assert (await command("generate", "--prompt", "abc", "--stream")).stdout == "cba\n"
+    lines = (await command("generate", "--prompt", "abc", "--stream", "--json")).stdout.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["c", "b", "a", "cba"]
+
+
+async def test_an_error_answer_is_an_error_line_or_json_and_fails_either_way(command: Command):
+    shown = await command("generate", "--prompt", "abc", "--adapter", "unknown")
+    assert shown.exit_code == 1 and shown.stderr.startswith("error unknown-adapter: request ")
+    as_json = await command("generate", "--prompt", "abc", "--adapter", "unknown", "--json")
+    assert as_json.exit_code == 1 and json.loads(as_json.stdout)["error"]["code"] == "unknown-adapter"
+
+
+async def test_messages_come_from_a_file_and_a_broken_one_is_named(command: Command, tmp_path):
+    turns = tmp_path / "turns.json"
+    turns.write_text('[{"role": "user", "content": "xyz"}]')
+    assert (await command("generate", "--messages", turns)).stdout == "zyx\n"
+    turns.write_text("[")
+    broken = await command("generate", "--messages", turns)
+    assert broken.exit_code == 1 and "turns.json" in broken.stderr
+
+
+async def test_adapters_are_listed_shown_promoted_rolled_back_and_retired(command: Command, client: Client, topic_prefix: str):
+    for digest in "ef":
+        await client.announce(topic_prefix, manifest(digest=digest * 64), promotion="manual")
+    moved = await command("adapters", "promote", topic_prefix, 1, "--json")
+    assert json.loads(moved.stdout)["type"] == "alias-moved"
+    await command("adapters", "promote", topic_prefix, 2)
+    back = json.loads((await command("adapters", "rollback", topic_prefix, "--json")).stdout)
+    assert (back["number"], back["cause"]) == (1, "roll-back")
+    assert json.loads((await command("adapters", "rules", topic_prefix, "auto", "--json")).stdout)["rule"] == "auto"
+    assert json.loads((await command("adapters", "retire", topic_prefix, 2, "--json")).stdout)["type"] == "revision-retired"
+    shown = json.loads((await command("adapters", "show", topic_prefix, "--json")).stdout)
+    assert shown["head"]["aliases"]["production"] == 1 and [r["state"] for r in shown["revisions"]] == ["announced", "retired"]
+    table = (await command("adapters", "show", topic_prefix)).stdout
+    assert "production = 1" in table and "retired" in table
+    rows = (await command("adapters", "list")).stdout.splitlines()
+    assert next(row for row in rows if topic_prefix in row).split() == [topic_prefix, POOL, "1", "2", "auto"]
+
+
+async def test_a_refused_command_is_one_line_with_the_reason(command: Command, topic_prefix: str):
+    refused = await command("adapters", "promote", topic_prefix, 1)
+    assert refused.exit_code == 1 and refused.stderr.startswith("error command-rejected: promote of adapter")
+    assert (await command("adapters", "show", topic_prefix)).stderr.startswith("error unknown-adapter: ")
+
+
+async def test_a_job_is_submitted_watched_listed_and_cancelled(command: Command, fleet: Connection, topic_prefix: str, tmp_path):
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"prompt": "a", "completion": "b"}\n')
+    options = ("--steps", 4, "--rank", 2, "--target", "q_proj", "--job-id", topic_prefix, "--rule", "manual")
+    shown = await command("jobs", "submit", "poet", lines, *options, "--json")
+    job = TrainingJob.model_validate_json(shown.stdout)
+    assert (job.job_id, job.hyperparameters.steps, job.lora.target_modules) == (topic_prefix, 4, ("q_proj",))
+    assert read_uri(job.dataset_uri, [(tmp_path / "store").as_uri()], 1000) == lines.read_bytes() and job.promotion == "manual"
+    await tell(fleet, topic_prefix, {"state": "running", "step": 2, "loss": 0.5}, {"state": "succeeded", "step": 4, "number": 7})
+    watched = await command("jobs", "watch", topic_prefix, "--json")
+    assert [json.loads(line)["state"] for line in watched.stdout.splitlines()] == ["running", "succeeded"]
+    assert watched.exit_code == 0
+    assert "succeeded at step 4/4: revision 7" in (await command("jobs", "watch", topic_prefix)).stdout
+    assert topic_prefix in (await command("jobs", "list")).stdout
+    assert "cancel requested" in (await command("jobs", "cancel", topic_prefix)).stdout
+
+
+async def test_watching_a_job_that_failed_says_why_and_fails(command: Command, fleet: Connection, topic_prefix: str):
+    await tell(fleet, topic_prefix, {"state": "failed", "error": ErrorBody(code="invalid-dataset", message="line 3")})
+    shown = await command("jobs", "watch", topic_prefix)
+    assert shown.exit_code == 1 and "failed at step 0/4: invalid-dataset: line 3" in shown.stdout
+
+
+async def tell(connection: Connection, job_id: str, *changes) -> None:
+    producer = Producer(connection, source="test")
+    await producer.start()
+    for change in changes:
+        event = TrainingEvent(job_id=job_id, adapter_id="poet", tenant="t", worker_id="w", steps=4, at_ms=1, **change)
+        await producer.publish(contracts.TRAINING_EVENTS, event, job_id)
+    await producer.stop()

@@ -1,0 +1,62 @@
+"""Cancelling a request wherever it waits, and nothing else."""
+
+import asyncio
+
+import pytest
+
+from mint_stream.errors import Cancelled
+from mint_stream.workers.interruptions import Interruptions
+
+
+async def waiting(interruptions: Interruptions, request_id: str, started: asyncio.Event) -> None:
+    with interruptions.interruptible(request_id):
+        started.set()
+        await asyncio.get_running_loop().create_future()
+
+
+async def begun(interruptions: Interruptions, request_id: str) -> "asyncio.Task[None]":
+    started = asyncio.Event()
+    task = asyncio.create_task(waiting(interruptions, request_id, started))
+    await started.wait()
+    return task
+
+
+async def test_a_wait_ends_with_the_reason() -> None:
+    interruptions = Interruptions()
+    task = await begun(interruptions, "r")
+    assert interruptions.cancel("r", "no longer wanted")
+    with pytest.raises(Cancelled, match="no longer wanted"):
+        await task
+
+
+async def test_everything_done_for_the_request_ends_and_nothing_done_for_others() -> None:
+    interruptions = Interruptions()
+    first, second, other = [await begun(interruptions, name) for name in ("r", "r", "other")]
+    interruptions.cancel("r", "x")
+    ends = await asyncio.gather(first, second, return_exceptions=True)
+    assert [type(end) for end in ends] == [Cancelled, Cancelled]
+    assert not other.done()
+    other.cancel()
+
+
+async def test_a_request_that_nobody_works_on_is_not_found_before_or_after() -> None:
+    interruptions = Interruptions()
+    assert not interruptions.cancel("r", "x")
+    task = await begun(interruptions, "r")
+    interruptions.cancel("r", "x")
+    assert not interruptions.cancel("r", "again")
+    await asyncio.gather(task, return_exceptions=True)
+    assert not interruptions.cancel("r", "late")
+
+
+async def test_a_task_cancelled_by_its_own_side_stays_cancelled() -> None:
+    task = await begun(Interruptions(), "r")
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+
+
+async def test_work_that_was_not_interrupted_gives_its_result() -> None:
+    with Interruptions().interruptible("r"):
+        result = await asyncio.sleep(0, "done")
+    assert result == "done"

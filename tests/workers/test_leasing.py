@@ -1,0 +1,134 @@
+"""Leasing: what is in use here is fetched ahead when it gets a new revision, what is not in use costs nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+
+from mint_stream.adapter import AdapterBlock
+from mint_stream.cache.device import DeviceTier
+from mint_stream.cache.host import HostTier
+from mint_stream.cache.loader import Backoff, Loader
+from mint_stream.cache.source import AdapterSource
+from mint_stream.errors import CorruptObject
+from mint_stream.messages.adapters import Revision
+from mint_stream.metrics import Metrics
+from mint_stream.store import Store
+from mint_stream.workers import leasing as module
+from mint_stream.workers.leasing import Leasing
+from tests.factories import LINEARS, random_weights
+
+BLOCK_BYTES = AdapterBlock.build(random_weights()).nbytes
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store(f"memory://leasing/{uuid4().hex}")
+
+
+@pytest.fixture
+async def loader(store: Store) -> AsyncIterator[Loader]:
+    source = AdapterSource(store, LINEARS, max_rank=8)
+    loader = Loader(source, HostTier(3 * BLOCK_BYTES), DeviceTier(2 * BLOCK_BYTES), backoff=Backoff(1, 0.0))
+    yield loader
+    await loader.close()
+
+
+@pytest.fixture
+def leasing(loader: Loader) -> Leasing:
+    return Leasing(loader, Metrics())
+
+
+def publish(store: Store, adapter_id: str, number: int = 1, **changes: object) -> Revision:
+    weights = random_weights(seed=100 * number + ord(adapter_id[0]))
+    manifest = store.put_revision(
+        weights.to_peft(), digest=weights.digest, base_digest="b" * 64, targets=weights.targets(), parameters=weights.parameters
+    )
+    fields = {"state": "announced", "digest": manifest.digest, "pool": "p", "uri": manifest.uri, "announced_at_ms": 0}
+    return Revision(adapter_id=adapter_id, number=number, base_digest="b" * 64, **fields | changes)
+
+
+async def used(leasing: Leasing, revision: Revision) -> None:
+    (await leasing.lease(revision)).release()
+
+
+async def test_a_new_revision_of_an_adapter_in_use_is_there_before_anybody_asks(leasing: Leasing, loader: Loader, store: Store) -> None:
+    await used(leasing, publish(store, "a", 1))
+    new = publish(store, "a", 2)
+    await leasing.announced(new)
+    assert loader.loads_total == 2
+    assert new.digest in loader.device
+    await used(leasing, new)
+    assert (loader.loads_total, loader.hits) == (2, 1)
+
+
+async def test_a_revision_of_an_adapter_nobody_uses_is_not_fetched(leasing: Leasing, loader: Loader, store: Store) -> None:
+    await used(leasing, publish(store, "a"))
+    await leasing.announced(publish(store, "b"))
+    assert loader.loads_total == 1
+
+
+@pytest.mark.parametrize("state", ["quarantined", "retired"])
+async def test_what_is_out_of_service_is_not_fetched(leasing: Leasing, loader: Loader, store: Store, state: str) -> None:
+    await used(leasing, publish(store, "a", 1))
+    await leasing.announced(publish(store, "a", 2, state=state))
+    assert loader.loads_total == 1
+
+
+async def test_a_fetch_ahead_that_fails_is_told_and_left_to_the_first_request(
+    leasing: Leasing, loader: Loader, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    await used(leasing, publish(store, "a", 1))
+    broken = publish(store, "a", 2, digest="c" * 64)
+    await leasing.announced(broken)
+    assert "prefetch adapter_id=a number=2 corrupt-object" in caplog.text
+    with pytest.raises(CorruptObject, match="a@2"):
+        await leasing.lease(broken)
+
+
+async def test_the_adapters_asked_for_last_are_the_ones_remembered(leasing: Leasing, loader: Loader, store: Store) -> None:
+    oldest = publish(store, "oldest")
+    await used(leasing, oldest)
+    others = [oldest.model_copy(update={"adapter_id": f"other-{number}"}) for number in range(module.RECENT - 1)]
+    for revision in others:
+        await used(leasing, revision)
+    await used(leasing, oldest)  # once more: now `other-0` is the oldest
+    await used(leasing, oldest.model_copy(update={"adapter_id": "one-more"}))
+    before = loader.loads_total
+    await leasing.announced(publish(store, "other-0", 2))
+    assert loader.loads_total == before
+    await leasing.announced(publish(store, "oldest", 2))
+    assert loader.loads_total == before + 1
+
+
+async def test_an_adapter_whose_load_fails_counts_as_asked_for(leasing: Leasing, loader: Loader, store: Store) -> None:
+    with pytest.raises(CorruptObject):
+        await leasing.lease(publish(store, "a", 1, digest="c" * 64))
+    await leasing.announced(mended := publish(store, "a", 2))
+    assert mended.digest in loader.device
+
+
+async def test_what_production_was_is_kept_for_a_roll_back_when_the_adapter_is_in_use(
+    leasing: Leasing, loader: Loader, store: Store
+) -> None:
+    previous, unused = publish(store, "a", 1), publish(store, "b", 1)
+    await used(leasing, previous)
+    await loader.prefetch(unused)
+    leasing.keep("a", previous)
+    leasing.keep("b", unused)
+    for number in range(2, 8):
+        await used(leasing, publish(store, "c", number))
+    assert previous.digest in loader.host
+    assert unused.digest not in loader.host
+    leasing.keep("a", None)
+    for number in range(8, 12):
+        await used(leasing, publish(store, "c", number))
+    assert previous.digest not in loader.host
+
+
+async def test_announcements_at_once_are_one_load_a_revision(leasing: Leasing, loader: Loader, store: Store) -> None:
+    await used(leasing, publish(store, "a", 1))
+    new = publish(store, "a", 2)
+    await asyncio.gather(*(leasing.announced(new) for _ in range(10)), used(leasing, new))
+    assert loader.loads_total == 2

@@ -1,0 +1,149 @@
+"""Serving workers whose broker dies, whose group changes under load, or that sleep through a takeover: one answer a request, always."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mint_stream import contracts
+from mint_stream.bus.connection import Connection
+from mint_stream.bus.local_kafka import LocalKafka
+from mint_stream.bus.table import LogReader
+from mint_stream.messages.inference import InferenceResult
+from tests.provisioned import PARTITIONS
+from tests.serving_desk import Desk
+from tests.workers.serving_process import LIMITS
+
+pytestmark = [pytest.mark.kafka, pytest.mark.long]
+
+
+async def answers(connection: Connection, asked: Collection[str]) -> dict[str, list[InferenceResult]]:
+    """Every terminal record of these requests in the log, by request, once each of them has one."""
+    found: dict[str, list[InferenceResult]] = {request_id: [] for request_id in asked}
+    missing, complete = set(asked), asyncio.Event()
+
+    def take(_partition: int, records: object, _next: int) -> None:
+        for result in (InferenceResult.decode(record.value) for record in records):
+            if result.request_id in found:
+                found[result.request_id].append(result)
+                missing.discard(result.request_id)
+        if not missing:
+            complete.set()
+
+    reader = LogReader(connection, contracts.INFERENCE_RESULTS.name(), take)
+    await reader.start()
+    try:
+        await complete.wait()
+        await reader.caught_up()
+    finally:
+        await reader.stop()
+    return found
+
+
+def one_visible_answer_each(found: dict[str, list[InferenceResult]], prompts: dict[str, str]) -> int:
+    """Whatever record a reader takes, it is the same answer, to its own request. Gives how many requests have more than one record."""
+    for request_id, results in found.items():
+        assert {(result.status, result.text) for result in results} == {("ok", prompts[request_id])}
+        assert len({result.request_digest for result in results}) == 1
+    return sum(len(results) > 1 for results in found.values())
+
+
+async def ask_many(desk: Desk, count: int, word: str) -> dict[str, str]:
+    """Requests over all partitions, acknowledged: prompt by id."""
+    prompts = [f"{word} {number}" for number in range(count)]
+    asked = await asyncio.gather(*(desk.ask(prompt, number % PARTITIONS) for number, prompt in enumerate(prompts)))
+    return dict(zip(asked, prompts, strict=True))
+
+
+@pytest.mark.timeout(120)
+async def test_a_broker_killed_under_a_serving_worker_costs_no_request_its_answer(kafka_dir: Path, tmp_path: Path) -> None:
+    with LocalKafka(kafka_dir) as broker:
+        desk = await Desk.open(Connection(broker.bootstrap_servers), tmp_path)
+        await desk.begin()
+        prompts = await ask_many(desk, 100, "before")
+        asking = asyncio.create_task(ask_steadily(desk, 600))
+        await gathered(desk, prompts)
+        broker.kill()
+        assert not asking.done()
+        await asyncio.to_thread(broker.start)
+        prompts |= await asking | await ask_many(desk, 20, "after")
+        one_visible_answer_each(await answers(desk.connection, prompts), prompts)
+        await desk.close()
+
+
+@pytest.mark.timeout(60)
+async def test_workers_that_come_and_go_under_load_answer_every_request_once(connection: Connection, tmp_path: Path) -> None:
+    first = await Desk.open(connection, tmp_path)
+    second = await Desk.open(connection, tmp_path, first.pool)
+    await first.begin()
+    load = asyncio.create_task(ask_steadily(first, 600))
+    await first.intake.until(lambda: len(first.intake.assigned) == PARTITIONS)
+    await second.begin()
+    await second.intake.until(lambda: bool(second.intake.assigned))
+    await first.intake.until(lambda: len(first.intake.assigned) == PARTITIONS - len(second.intake.assigned))
+    shared = await ask_many(first, 40, "shared")
+    assert {result.request_id for result in await gathered(first, shared)} == set(shared)
+    await first.intake.drain(10)
+    await first.intake.stop()
+    await second.intake.until(lambda: len(second.intake.assigned) == PARTITIONS)
+    prompts = await load | shared
+    twice = one_visible_answer_each(await answers(connection, prompts), prompts)
+    assert twice <= len(prompts) // 10, "a rebalance may repeat what was in the air, not more"
+    await second.close()
+    await first.close()
+
+
+async def ask_steadily(desk: Desk, count: int) -> dict[str, str]:
+    prompts: dict[str, str] = {}
+    for number in range(count // 20):
+        prompts |= await ask_many(desk, 20, f"steady {number}")
+    return prompts
+
+
+async def gathered(desk: Desk, asked: Collection[str]) -> list[InferenceResult]:
+    return [await desk.result(request_id) for request_id in asked]
+
+
+@asynccontextmanager
+async def holding(desk: Desk, room: Path, count: int, when: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A worker process of the desk's pool: see serving_process."""
+    command = [sys.executable, "-m", "tests.workers.serving_process", desk.connection.bootstrap_servers, desk.pool]
+    root = Path(__file__).parents[2]
+    process = await asyncio.create_subprocess_exec(*command, str(room), str(count), when, cwd=root, stdout=asyncio.subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def said(process: asyncio.subprocess.Process, line: str) -> None:
+    assert process.stdout is not None
+    while (read := await process.stdout.readline()) != f"{line}\n".encode():
+        assert read, "the worker ended"
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("when", ["early", "late"])
+async def test_a_worker_that_slept_through_a_takeover_changes_no_answer(connection: Connection, tmp_path: Path, when: str) -> None:
+    desk = await Desk.open(connection, tmp_path, limits=LIMITS)
+    async with holding(desk, tmp_path, 8, when) as sleeper:
+        prompts = await ask_many(desk, 8, "held")
+        await said(sleeper, "holding")
+        sleeper.send_signal(signal.SIGSTOP)
+        await desk.begin()
+        assert one_visible_answer_each(await answers(connection, prompts), prompts) == 0
+        sleeper.send_signal(signal.SIGCONT)
+        await said(sleeper, "let go")
+        await desk.intake.until(lambda: 0 < len(desk.intake.assigned) < PARTITIONS)
+        later = await ask_many(desk, 40, "later")
+        found = await answers(connection, prompts | later)
+        twice = one_visible_answer_each(found, prompts | later)
+        assert twice <= (8 if when == "early" else 0), "who knows that it lost its partitions publishes nothing for them"
+        assert sleeper.returncode is None
+    await desk.close()

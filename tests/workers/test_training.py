@@ -1,0 +1,249 @@
+"""The training worker on a real broker with a real registrar: jobs become revisions, whatever happens in between."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from mint_stream import contracts
+from mint_stream.app.environment import environment_of
+from mint_stream.bus.partitioner import murmur2_partition
+from mint_stream.bus.producer import Outgoing
+from mint_stream.messages.training import LoraSettings
+from tests.training_system import GOOD, PARTITIONS, POOL, TrainingSystem
+
+pytestmark = [pytest.mark.kafka]
+
+JOBS = contracts.TRAINING_JOBS.name(POOL)
+
+
+@pytest.fixture(scope="module")
+async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TrainingSystem]:
+    async with TrainingSystem(tmp_path_factory.mktemp("training")) as system:
+        yield system
+
+
+@pytest.fixture
+def name() -> str:
+    """A job_id and adapter_id no other test uses."""
+    return f"n{uuid.uuid4().hex[:10]}"
+
+
+async def committed_to_the_end(system: TrainingSystem) -> bool:
+    """Whether every record of training-jobs is closed and committed."""
+    consumer = AIOKafkaConsumer(group_id=f"train-{POOL}", enable_auto_commit=False, **system.connection.options())
+    await consumer.start()
+    try:
+        partitions = [TopicPartition(JOBS, number) for number in range(PARTITIONS)]
+        ends = await consumer.end_offsets(partitions)
+        return all([(await consumer.committed(one) or 0) == ends[one] for one in partitions])
+    finally:
+        await consumer.stop()
+
+
+async def test_a_job_becomes_a_revision_in_production_and_says_so_on_the_way(system: TrainingSystem, name: str) -> None:
+    async with system.trainer():
+        await system.submit(system.job(name, name, publish_every_steps=2))
+        end = await system.ended(name)
+    assert (end.state, end.number, end.step, end.attempt) == ("succeeded", 2, 4, 1)
+    assert system.states(name)[:3] == ["queued", "claimed", "running"] and "publishing" in system.states(name)
+    progress = await system.heard(name, lambda event: event.loss is not None)
+    assert progress.learning_rate and progress.grad_norm and progress.tokens_per_s and progress.eta_s is not None
+    revisions = await system.revisions(name)
+    assert [(number, job, step) for number, job, step, _ in revisions] == [(1, name, 2), (2, name, 4)]
+    assert system.catalog.resolve(name).number == 2
+    manifest = system.store.read_manifest(system.catalog.resolve(name).uri or "")
+    assert manifest.numeric_fingerprint is not None and manifest.metrics["loss"] > 0
+    assert await committed_to_the_end(system)
+
+
+async def test_a_job_goes_on_from_the_parent_it_names(system: TrainingSystem, name: str) -> None:
+    async with system.trainer():
+        await system.submit(system.job(f"{name}-1", name))
+        await system.submit(system.job(f"{name}-2", name, parent=1, lora=LoraSettings()))
+        assert (await system.ended(f"{name}-2")).number == 2
+    assert system.catalog.revisions(name)[1].parent == 1
+    assert system.states(f"{name}-1")[-1] == "succeeded"
+
+
+IMPOSSIBLE: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "line": ("bad.jsonl", {}, "invalid-dataset", "line 13: not JSON"),
+    "file": ("absent.jsonl", {}, "invalid-dataset", "there is no file"),
+    "root": ("../outside.jsonl", {}, "uri-not-allowed", "not below a root"),
+    "parent": (GOOD, {"parent": 7}, "unknown-revision", "@7 does not exist"),
+    "rank": (GOOD, {"lora": LoraSettings(rank=512)}, "invalid-job", "over this pool's cap"),
+    "length": (GOOD, {"hyperparameters": {"max_length_tokens": 100_000}}, "invalid-job", "exceeds the base's context"),
+}
+
+
+async def test_jobs_that_cannot_be_are_rejected_by_name_and_the_next_one_runs(system: TrainingSystem, name: str) -> None:
+    (system.data / "bad.jsonl").write_bytes((system.data / GOOD).read_bytes() + b"{oops\n")
+    (system.home / "outside.jsonl").write_bytes((system.data / GOOD).read_bytes())
+    for what, (file, changes, _, _) in IMPOSSIBLE.items():
+        await system.submit(system.job(f"{name}-{what}", name, file, **changes))
+    await system.submit(system.job(f"{name}-good", name, hyperparameters={"steps": 1}))
+    async with system.trainer():
+        assert ((await system.ended(f"{name}-good")).state, len(await system.revisions(name))) == ("succeeded", 1)
+    for what, (_, _, code, words) in IMPOSSIBLE.items():
+        end = await system.ended(f"{name}-{what}")
+        assert (end.state, end.fault, end.error and end.error.code) == ("rejected", "user", code)
+        assert end.error is not None and words in end.error.message
+
+
+async def test_a_record_that_is_no_job_is_dead_lettered_told_and_passed_by(system: TrainingSystem, name: str) -> None:
+    good = system.job(f"{name}-good", name, hyperparameters={"steps": 1})
+    broken = json.loads(good.encode()) | {"job_id": f"{name}-bad", "hyperparameters": {"steps": 0}}
+    values = [b"\xff not json", None, json.dumps(broken).encode()]
+    partition = murmur2_partition(name.encode(), PARTITIONS)
+    for value in values:
+        await system.producer.publish_raw(Outgoing(JOBS, name.encode(), value, (("odd", b"\xff\xfe"),), partition))
+    async with system.trainer():
+        await system.submit(good)
+        assert (await system.ended(f"{name}-good")).state == "succeeded"
+        told = await system.ended(f"{name}-bad")
+        assert told.state == "rejected" and told.error is not None and "hyperparameters.steps" in told.error.message
+    assert await dead_letters(system, name) == values
+    assert await committed_to_the_end(system)
+
+
+async def dead_letters(system: TrainingSystem, key: str) -> list[bytes | None]:
+    """The values set aside under this key."""
+    consumer = AIOKafkaConsumer(enable_auto_commit=False, **system.connection.options())
+    await consumer.start()
+    try:
+        topic = contracts.TRAINING_JOBS.dead_letter_name(POOL)
+        partitions = [TopicPartition(topic, number) for number in await _partitions_of(consumer, topic)]
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning(*partitions)
+        ends = await consumer.end_offsets(partitions)
+        found = []
+        while any([await consumer.position(one) < ends[one] for one in partitions]):
+            found += [record for records in (await consumer.getmany(timeout_ms=200)).values() for record in records]
+    finally:
+        await consumer.stop()
+    return [record.value for record in found if record.key == key.encode()]
+
+
+async def _partitions_of(consumer: AIOKafkaConsumer, topic: str) -> list[int]:
+    await consumer._client.set_topics([topic])
+    return sorted(consumer.partitions_for_topic(topic))
+
+
+async def test_a_job_in_the_wrong_partition_is_forwarded_to_its_adapters(system: TrainingSystem, name: str) -> None:
+    own = murmur2_partition(name.encode(), PARTITIONS)
+    async with system.trainer():
+        await system.submit(system.job(name, name, hyperparameters={"steps": 1}), partition=1 - own)
+        assert (await system.ended(name)).state == "succeeded"
+    assert len(await system.revisions(name)) == 1
+
+
+async def test_a_running_job_is_cancelled_within_a_step_and_the_next_one_runs(system: TrainingSystem, name: str) -> None:
+    async with system.trainer():
+        await system.submit(system.job(f"{name}-long", name, hyperparameters={"steps": 1_000_000}))
+        await system.submit(system.job(f"{name}-next", name, hyperparameters={"steps": 1}))
+        await system.heard(f"{name}-long", lambda event: event.step > 0)
+        await system.cancel(f"{name}-long")
+        end = await system.ended(f"{name}-long")
+        assert (end.state, end.error and end.error.code) == ("cancelled", "cancelled")
+        assert (await system.ended(f"{name}-next")).state == "succeeded"
+    assert [job for _, job, _, _ in await system.revisions(name)] == [f"{name}-next"]
+
+
+async def test_a_job_cancelled_while_no_trainer_ran_never_starts(system: TrainingSystem, name: str) -> None:
+    await system.submit(system.job(name, name))
+    await system.cancel(name)
+    async with system.trainer():
+        assert (await system.ended(name)).state == "cancelled"
+    assert "claimed" not in system.states(name)
+
+
+async def test_a_job_cancelled_while_it_waits_for_its_turn_ends_at_once(system: TrainingSystem, name: str) -> None:
+    async with system.trainer():
+        await system.submit(system.job(f"{name}-long", f"{name}-long", hyperparameters={"steps": 1_000_000}))
+        await system.heard(f"{name}-long", lambda event: event.step > 0)
+        await system.submit(system.job(f"{name}-waits", f"{name}-waits"))
+        await system.heard(f"{name}-waits", lambda event: event.state == "queued")
+        await system.cancel(f"{name}-waits")
+        assert (await system.ended(f"{name}-waits")).state == "cancelled"
+        assert not any(event.terminal for event in system.events if event.job_id == f"{name}-long")
+        await system.cancel(f"{name}-long")
+        await system.ended(f"{name}-long")
+
+
+async def test_a_job_that_diverges_fails_by_the_users_fault(system: TrainingSystem, name: str) -> None:
+    async with system.trainer():
+        await system.submit(system.job(name, name, hyperparameters={"steps": 50, "learning_rate": 1e30}))
+        end = await system.ended(name)
+    assert (end.state, end.fault, end.error and end.error.code) == ("failed", "user", "training-diverged")
+    assert await system.revisions(name) == []
+
+
+async def test_a_drained_trainer_leaves_its_job_to_the_next_one_which_goes_on_exactly(system: TrainingSystem, name: str) -> None:
+    many, saved = {"steps": 100}, asyncio.Event()
+    async with system.trainer(after=lambda effect: saved.set() if effect == "checkpoint-durable" else None):
+        await system.submit(system.job(name, name, hyperparameters=many))
+        await saved.wait()
+    assert (await system.heard(name, lambda event: event.state == "queued" and event.attempt == 1)).step >= 2
+    async with system.trainer(worker_id="another"):
+        await system.submit(system.job(f"{name}-whole", f"{name}-whole", hyperparameters=many))
+        await system.ended(name)
+        await system.ended(f"{name}-whole")
+    resumed = await system.heard(name, lambda event: event.resumed is not None)
+    assert (resumed.resumed, resumed.attempt, resumed.worker_id) == ("exact", 2, "another") and resumed.step >= 2
+    assert (await system.revisions(name))[0][3] == (await system.revisions(f"{name}-whole"))[0][3]
+
+
+async def test_a_trainer_whose_job_was_claimed_by_another_one_stops_and_watches(system: TrainingSystem, name: str) -> None:
+    """The second trainer is given the partition and takes any silence, even none, for the first one's death."""
+    adapter_id = next(one for one in (f"{name}{n}" for n in range(99)) if murmur2_partition(one.encode(), PARTITIONS) == 1)
+    job = system.job(name, adapter_id, hyperparameters={"steps": 1_000_000}, checkpoint_every_steps=20, publish_every_steps=20)
+    async with system.trainer(worker_id="1-first"):
+        await system.submit(job)
+        await system.heard(name, lambda event: event.number is not None)
+        async with system.trainer(worker_id="2-second", silence_s=0.0):
+            second = await system.heard(name, lambda event: event.attempt == 2 and event.number is not None)
+            await system.cancel(name)
+            end = await system.ended(name)
+    assert (second.worker_id, end.worker_id, end.state, end.attempt) == ("2-second", "2-second", "cancelled", 2)
+    steps = [step for _, _, step, _ in await system.revisions(adapter_id)]
+    assert steps == [20 * (place + 1) for place in range(len(steps))] and len(steps) >= 2
+
+
+EFFECTS = ("claimed", "checkpoint-durable", "files-durable", "announced", "answered", "publish-reported", "end-reported", "record-closed")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+async def test_a_trainer_killed_after_each_effect_leaves_one_revision_a_step_with_the_bits_of_an_unbroken_run(
+    system: TrainingSystem, name: str
+) -> None:
+    await system.submit(system.job(name, name, publish_every_steps=2))
+    script = Path(__file__).parent.parent / "killed_trainers.py"
+    environment = {**os.environ, **environment_of(system.settings), "PYTHONPATH": str(script.parent.parent)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), *EFFECTS, stdout=asyncio.subprocess.PIPE, env=environment, start_new_session=True
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0
+    assert json.loads(output.splitlines()[-1]) == dict.fromkeys(EFFECTS, -9) | {"": 0}
+    assert (await system.ended(name)).state == "succeeded"
+    async with system.trainer():
+        await system.submit(system.job(f"{name}-whole", f"{name}-whole", publish_every_steps=2))
+        await system.ended(f"{name}-whole")
+    broken, whole = await system.revisions(name), await system.revisions(f"{name}-whole")
+    assert [(number, step) for number, _, step, _ in broken] == [(1, 2), (2, 4)]
+    assert [digest for *_, digest in broken] == [digest for *_, digest in whole] and len(set(broken)) == 2
+    assert await committed_to_the_end(system)
