@@ -29,8 +29,8 @@ def register() -> None:
 def mint_mask(*args: Any, **kwargs: Any) -> None:
     """No dense mask is ever built. A mask that is neither causal nor a sliding window is refused: we would compute something else."""
     visible: Callable[..., Any] = kwargs["mask_function"]
-    window: int | None = kwargs.get("local_size")
-    if window is not None and not bool(visible(0, 0, torch.tensor(window), torch.tensor(1))):
+    window: int | None = kwargs.get("local_size")  # 0 in kinds that make the mask and have no layer for it
+    if window and not bool(visible(0, 0, torch.tensor(window), torch.tensor(1))):
         raise BaseUnusable("this base uses chunked attention, which is not supported: choose a base with full or sliding-window attention")
     if bool(visible(0, 0, torch.tensor(0), torch.tensor(1))):
         raise BaseUnusable("this base's attention is not causal: choose a causal language model")

@@ -21,6 +21,9 @@ _SHAPE: dict[str, Any] = {
     "eos_token_id": 257,
     "pad_token_id": 258,
 }
+_MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_LATENT = {"num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10,
+           "head_dim": 8, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, **_MOE}  # fmt: skip
 _GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 8, "tie_word_embeddings": True}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "attention_bias": True},
@@ -30,6 +33,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", "head_dim": 16, "sliding_window": 8},
     "gpt_oss": {"model_type": "gpt_oss", "head_dim": 16, "sliding_window": 8, "num_local_experts": 2, "num_experts_per_tok": 2,
                 "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "llama_tied": {"model_type": "llama", "num_key_value_heads": 4, "tie_word_embeddings": True},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"model_type": "qwen3_moe", "head_dim": 16, "num_experts": 4, "norm_topk_prob": True, **_MOE},
+    "qwen2_moe": {"model_type": "qwen2_moe", "num_experts": 4, "shared_expert_intermediate_size": 40, **_MOE},
 }  # fmt: skip
 """What each kind adds to the common shape. Windows are shorter than any test's prompt, so they matter."""
 

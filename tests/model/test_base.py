@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from mint_stream.errors import BaseUnusable
 from mint_stream.model.base import base_digest, check_servable, load_base, native_dtype
-from mint_stream.model.tiny import KINDS
+from mint_stream.model.tiny import KINDS, tiny_model
 from tests.factories import VOCABULARY, tiny_base
 
 
@@ -24,7 +24,9 @@ def base(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_base_knows_its_layers_and_limits(tmp_path: Path, kind: str) -> None:
     loaded = load_base(tiny_base(tmp_path / kind, kind), torch.float32)
-    assert loaded.linears["model.layers.1.self_attn.o_proj"] == (loaded.linears["model.layers.0.self_attn.q_proj"][1], 48)
+    stock = tiny_model(kind, vocab_size=VOCABULARY)
+    assert loaded.linears == {name: (m.in_features, m.out_features) for name, m in stock.named_modules() if type(m) is torch.nn.Linear}
+    assert loaded.linears["model.layers.1.self_attn.o_proj"][1] == 48
     assert loaded.output_head == "lm_head"
     assert loaded.linears["lm_head"] == (48, VOCABULARY)
     assert (loaded.context_tokens, loaded.vocabulary_tokens, loaded.eos_tokens) == (256, VOCABULARY, {257})
