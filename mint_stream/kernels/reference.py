@@ -1,5 +1,7 @@
 """The definition of every kernel, obviously right and slow. Others are tested against these, name by name."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,12 @@ def add_lora(x: Tensor, y: Tensor, segments: Segments, weights: SiteWeights) -> 
     x [rows, in], y [rows, out]. Rows in no segment, or whose adapter has no weights here, keep their bits.
     """
     expand(shrink(x, segments, weights), y, segments, weights)
+
+
+def add_lora_slices(x: Tensor, slices: Sequence[tuple[Tensor, SiteWeights]], segments: Segments) -> None:
+    """y_c[t, o] += scaling_cs · Σ_r Σ_i x[t, i] A_cs[r, i] Bt_cs[r, o] for all slices c = (y_c, weights), layers that share their input."""
+    for y, weights in slices:
+        add_lora(x, y, segments, weights)
 
 
 def shrink(x: Tensor, segments: Segments, weights: SiteWeights) -> Tensor:

@@ -37,14 +37,18 @@ class Tile:
 
 
 def tile(rows: int, rank: int, dtype: torch.dtype) -> Tile:
-    """The variant for work items of `rows` rows (one of ROWS) and adapters of up to `rank`."""
+    """The variant for work items of `rows` rows (one of ROWS) and adapters of up to `rank`.
+
+    fp32 numbers take twice the bytes and, as three products of tf32 parts, thrice the registers: their tiles are smaller.
+    """
     width = rank_bucket(rank)
-    few, wide = rows == ROWS[0], dtype.itemsize == 4
+    few, wide, large = rows == ROWS[0], dtype.itemsize == 4, rows * width > 2048
     inputs = 64 if width >= 64 or wide else 128
-    if wide and rows * width >= 4096:
-        inputs = 32
-    outputs = 256 if few and width <= 32 else 128
-    return Tile(rows, width, dtype, inputs, outputs, 16 if few else 4, 4 if rows * width <= 2048 else 8, 2 if wide else 3)
+    outputs = 256 if few and width <= 32 else 64 if large else 128
+    if wide:
+        inputs = 32 if rows * width >= 2048 else inputs
+        outputs //= 4 if large else 2
+    return Tile(rows, width, dtype, inputs, outputs, 16 if few else 4, 8 if wide and large else 4, 2 if wide else 3)
 
 
 def every_tile() -> Iterator[Tile]:

@@ -41,23 +41,27 @@ def bucket(items: int) -> int:
     return -(-items // step) * step
 
 
-def plan(segments: Segments, ranks: Sequence[int], inputs: int, dtype: torch.dtype, batch_invariant: bool = False) -> tuple[Launch, ...]:
+def plan(
+    segments: Segments, ranks: Sequence[int], inputs: int, dtype: torch.dtype, fixed_rows: int | None = None, slices: int = 1
+) -> tuple[Launch, ...]:
     """The launches that apply adapters of `ranks` (by slot, 0 where the layer has none) over x [rows, inputs] of `dtype`.
 
     Law: every row of an adapted segment is in exactly one item of one launch, no other row is in any; no plane is empty.
-    With `batch_invariant`, a row's tile and split depend on (inputs, its own adapter's rank, dtype) alone, whoever shares the pass:
-    adapters of different rank buckets then take launches of their own.
+    With `fixed_rows` (one of ROWS) a row's tile and split depend on (inputs, its own adapter's rank, dtype) alone, whoever shares the
+    pass: adapters of different rank buckets then take launches of their own. A row's place in its segment is its own matter too.
     """
     adapted = [item for item in segments.items if ranks[item.slot] and item.end > item.start]
     if not adapted:
         return ()
-    if not batch_invariant:
-        rows = sum(item.end - item.start for item in adapted)
-        height = ROWS[0] if rows <= ROWS[0] * len(adapted) else ROWS[1]
-        at = tile(height, max(ranks[item.slot] for item in adapted), dtype)
-        return (_launch(_cut(segments, ranks, RANKS, height), at, inputs, None),)
-    used = sorted({rank_bucket(ranks[item.slot]) for item in adapted})
-    return tuple(_launch(_cut(segments, ranks, (width,), ROWS[0]), tile(ROWS[0], width, dtype), inputs, INVARIANT_PLANES) for width in used)
+    if fixed_rows is not None:
+        used = sorted({rank_bucket(ranks[item.slot]) for item in adapted})
+        tiles = [tile(fixed_rows, width, dtype) for width in used]
+        return tuple(_launch(_cut(segments, ranks, (at.rank,), at.rows), at, inputs, INVARIANT_PLANES) for at in tiles)
+    rows = sum(item.end - item.start for item in adapted)
+    height = ROWS[0] if rows <= ROWS[0] * len(adapted) else ROWS[1]
+    items = _cut(segments, ranks, RANKS, height)
+    at = tile(height, max(ranks[item.slot] for item in adapted), dtype)
+    return (_launch(items, at, inputs, -(-BUSY_CTAS // (len(items) * slices))),)
 
 
 def _cut(segments: Segments, ranks: Sequence[int], widths: Sequence[int], height: int) -> list[WorkItem]:
@@ -69,9 +73,8 @@ def _cut(segments: Segments, ranks: Sequence[int], widths: Sequence[int], height
     ]
 
 
-def _launch(items: list[WorkItem], at: Tile, inputs: int, planes: int | None) -> Launch:
-    wanted = min(at.max_planes, -(-BUSY_CTAS // len(items)) if planes is None else planes)
+def _launch(items: list[WorkItem], at: Tile, inputs: int, planes: int) -> Launch:
     steps = -(-inputs // at.inputs)
-    share = -(-steps // wanted)
+    share = -(-steps // min(at.max_planes, planes))
     padded = tuple(items) + (PADDING,) * (bucket(len(items)) - len(items))
     return Launch(at, padded, -(-steps // share), share)

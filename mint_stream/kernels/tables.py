@@ -1,0 +1,62 @@
+"""What the Triton kernels look up on the device: work items, where each slot's weights are, which CTA writes which outputs."""
+
+import struct
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from mint_stream.kernels.expand import column_lines
+from mint_stream.kernels.segments import LoraWeights, Segments, SiteWeights
+from mint_stream.kernels.worklist import Launch
+
+
+def item_table(segments: Segments, launch: Launch, device: torch.device) -> Tensor:
+    """int32 [items, 4]: first row, rows, slot, nothing. One copy a pass for all layers with the same list."""
+    key = (launch.items, device)
+    if key not in segments.placed:
+        rows = [(item.start, item.rows, item.slot, 0) for item in launch.items]
+        segments.placed[key] = placed(torch.tensor(rows, dtype=torch.int32), device)
+    table: Tensor = segments.placed[key]
+    return table
+
+
+def weight_table(sites: Sequence[SiteWeights], device: torch.device, swapped: bool = False) -> Tensor:
+    """int64 [slices, slots, 4]: where A and Bt are (Bt and A when swapped), the rank, the bits of the fp32 scaling.
+
+    One copy for each set of adapters, kept by the first slice's weights.
+    """
+    kept = cast(dict[object, Tensor], sites[0].placed)
+    key = (device, swapped, *sites[1:])
+    if key not in kept:
+        rows = [[(0, 0, 0, 0) if lora is None else _row(lora, swapped) for lora in weights.at] for weights in sites]
+        kept[key] = placed(torch.tensor(rows, dtype=torch.int64).view(len(sites), -1, 4), device)
+    return kept[key]
+
+
+def column_tables(segments: Segments, ys: Sequence[Tensor], launch: Launch) -> list[Tensor]:
+    """expand's `columns`, int32 [CTAs, 4] for each of its launches. One copy a pass for all layers of the same widths."""
+    shape = tuple((y.shape[1], y.stride(0)) for y in ys)
+    lines = column_lines(ys, launch.tile)
+    keys = [("columns", shape, launch.tile.outputs, group, ys[0].device) for group in range(len(lines))]
+    for key, group in zip(keys, lines, strict=True):
+        if key not in segments.placed:
+            segments.placed[key] = placed(torch.tensor(group, dtype=torch.int32), ys[0].device)
+    return [segments.placed[key] for key in keys]
+
+
+def bits_of(scaling: float) -> int:
+    """The 32 bits of an fp32 number, as an integer."""
+    (bits,) = struct.unpack("<i", struct.pack("<f", scaling))
+    return int(bits)
+
+
+def placed(table: Tensor, device: torch.device) -> Tensor:
+    """On `device`, by a copy that the host does not wait for."""
+    return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
+
+
+def _row(lora: LoraWeights, swapped: bool) -> tuple[int, int, int, int]:
+    first, second = (lora.Bt, lora.A) if swapped else (lora.A, lora.Bt)
+    return first.data_ptr(), second.data_ptr(), lora.rank, bits_of(lora.scaling)
