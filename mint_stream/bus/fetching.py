@@ -4,7 +4,7 @@ aiokafka raises UnicodeDecodeError, for ever, at a record whose header *name* is
 other partitions for the same call. Such names are legal bytes on the wire, so one stray record would stop every reader of its partition."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Self
 
 from aiokafka import TopicPartition
@@ -21,6 +21,9 @@ _FETCH_BYTES = 16 * 1024 * 1024
 
 Fetched = dict[TopicPartition, list[Any]]
 
+FetchOne = Callable[[TopicPartition, int], Awaitable[tuple[list[Any], int]]]
+"""(partition, offset) to the records from there on, and the offset after them."""
+
 
 async def fetch(
     consumer: Any, positions: Callable[[], Mapping[TopicPartition, int]], timeout_ms: int, max_records: int, read_committed: bool = True
@@ -30,24 +33,38 @@ async def fetch(
         found: Fetched = await consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
     except UnicodeDecodeError as error:
         log.warning("a record with an unreadable header name: %s", error)
-        return await _fetch_each(consumer, positions(), READ_COMMITTED if read_committed else READ_UNCOMMITTED)
+        isolation = READ_COMMITTED if read_committed else READ_UNCOMMITTED
+        return await fetch_each(
+            consumer.seek, positions, lambda partition, offset: _fetch_leniently(consumer, partition, offset, isolation)
+        )
     return found
 
 
-async def _fetch_each(consumer: Any, positions: Mapping[TopicPartition, int], isolation: int) -> Fetched:
+async def fetch_each(
+    seek: Callable[[TopicPartition, int], None], positions: Callable[[], Mapping[TopicPartition, int]], fetch_one: FetchOne
+) -> Fetched:
+    """Ask for each partition on its own. Law: a batch is given back only where `positions()` still says what it was asked from.
+
+    A rebalance during the questions may set a partition back: records from further on would make those before them count as read."""
+    asked = dict(positions())
+    for partition, position in asked.items():
+        seek(partition, position)
+    answers = {partition: await _answer(partition, position, fetch_one) for partition, position in asked.items()}
+    now = positions()  # from here on nothing is waited for
     found: Fetched = {}
-    for partition, position in positions.items():
-        consumer.seek(partition, position)
-    for partition, position in positions.items():
-        try:
-            records, next_offset = await _fetch_leniently(consumer, partition, position, isolation)
-        except KafkaError as error:
-            log.info("%s will be fetched again: %r", partition, error)
-            continue
-        if partition in consumer.assignment():
-            consumer.seek(partition, next_offset)
+    for partition, (records, next_offset) in answers.items():
+        if now.get(partition) == asked[partition]:
+            seek(partition, next_offset)
             found |= {partition: records} if records else {}
     return found
+
+
+async def _answer(partition: TopicPartition, position: int, fetch_one: FetchOne) -> tuple[list[Any], int]:
+    try:
+        return await fetch_one(partition, position)
+    except KafkaError as error:
+        log.info("%s will be fetched again: %r", partition, error)
+        return [], position
 
 
 async def _fetch_leniently(consumer: Any, partition: TopicPartition, position: int, isolation: int) -> tuple[list[Any], int]:
