@@ -6,7 +6,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from mint_stream.bus.commit_metadata import decode_metadata, encode_metadata
-from mint_stream.bus.offsets import WINDOW, Progress
+from mint_stream.bus.handover import committed_offsets
+from mint_stream.bus.offsets import WINDOW, Progress, fresh
 from mint_stream.bus.producer import Outgoing
 from mint_stream.bus.table import LogReader
 from mint_stream.bus.transactions import TransactionalProducer
@@ -327,6 +328,16 @@ async def test_offsets_reset_by_hand_are_followed(make_topic, fill, make_intake,
     await consumer.stop()
     intake = await make_intake(topic)
     assert [delivery.offset for delivery in await take(intake, 2)] == [3, 4]
+
+
+async def test_a_broker_names_what_a_group_never_committed(make_topic, admin, connection):
+    """That is what tells "never" from "cannot say now", which names no partition."""
+    topic = await make_topic(2)
+    await leave_behind(connection, topic, fresh(3))
+    partitions = [TopicPartition(topic, number) for number in range(2)]
+    for group, offsets in ((topic, [3, -1]), (f"{topic}-of-nobody", [-1, -1])):
+        found = await committed_offsets(admin, group, partitions)
+        assert [found[partition].offset for partition in partitions] == offsets
 
 
 async def test_a_worker_that_ends_because_of_its_work_is_counted_by_its_successor(make_topic, fill, make_intake, admin):
