@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from mint_stream.kernels.expand import expand
+from mint_stream.kernels.gradients import gradient
 from mint_stream.kernels.segments import LoraWeights, Segments, SiteWeights
 from mint_stream.kernels.shrink import shrink
-from mint_stream.kernels.tables import column_tables, item_table, weight_table
+from mint_stream.kernels.tables import column_tables, gradient_table, item_table, run_tables, weight_table
 from mint_stream.kernels.tiles import ALIGNMENT_BYTES, DTYPES, RANKS, ROWS
 from mint_stream.kernels.worklist import Launch, plan
 
@@ -47,6 +48,34 @@ def add_lora_slices(x: Tensor, slices: Sequence[tuple[Tensor, SiteWeights]], seg
             items, table = item_table(segments, launch, x.device), weight_table(sites, x.device)
             ys = [y for y, _ in slices]
             expand(h, ys, items, table, column_tables(segments, ys, launch), launch)
+
+
+def takes_backward(x: Tensor, grad_y: Tensor, weights: SiteWeights, grad_x: Tensor | None) -> bool:
+    """Whether these kernels can make the layer's gradients: what `takes` asks, no dropout, gradients of A and Bt in fp32."""
+    used = [lora for lora in weights.at if lora is not None]
+    fp32 = all(grad.dtype == torch.float32 for lora in used for grad in (lora.grad_A, lora.grad_Bt) if grad is not None)
+    plain = fp32 and grad_y.is_contiguous() and all(lora.dropout is None for lora in used)
+    return plain and takes(x, grad_y, weights) and (grad_x is None or _readable(grad_x, x))
+
+
+def lora_backward(x: Tensor, grad_y: Tensor, segments: Segments, weights: SiteWeights, grad_x: Tensor | None) -> None:
+    """As reference.lora_backward. An adapter's gradients, and its rows of grad_x, have the bits that they have without company.
+
+    The gradient through h is shrink and expand with A and Bt changing places; the weights' gradients are sums over each adapter's rows.
+    """
+    _check(x, grad_y, segments, weights)
+    if not takes_backward(x, grad_y, weights, grad_x):
+        raise ValueError("the CUDA kernels make gradients without dropout, in fp32 for A and Bt, from contiguous and aligned tensors")
+    narrow, wide = (plan(segments, weights.ranks, side.shape[1], x.dtype, ROWS[1]) for side in (x, grad_y))
+    with torch.cuda.device(x.get_device()):
+        for down, up in zip(narrow, wide, strict=True):
+            items, runs = run_tables(segments, down, x.device)
+            grad_h = shrunk(grad_y, segments, [weights], up, swapped=True)
+            gradient(grad_h, x, items, runs, gradient_table(weights, "grad_A", x.device), up)
+            gradient(shrunk(x, segments, [weights], down), grad_y, items, runs, gradient_table(weights, "grad_Bt", x.device), down)
+            if grad_x is not None:
+                table, lines = weight_table([weights], x.device, swapped=True), column_tables(segments, [grad_x], up)
+                expand(grad_h, [grad_x], item_table(segments, up, x.device), table, lines, up)
 
 
 def shrunk(x: Tensor, segments: Segments, sites: Sequence[SiteWeights], launch: Launch, swapped: bool = False) -> Tensor:

@@ -38,6 +38,17 @@ def expand(h: Tensor, y: Tensor, segments: Segments, weights: SiteWeights) -> No
             y[row] += (lora.scaling * (lora.Bt.double().t() @ h[row, : lora.rank].double())).to(y.dtype)
 
 
+def gradient(h: Tensor, z: Tensor, segments: Segments, weights: SiteWeights, grads: Sequence[Tensor | None]) -> None:
+    """grads_s[r, j] += scaling_s · Σ_t h[t, r] z[t, j] over all rows t of every slot s that has a gradient, in place.
+
+    h [rows, largest rank], z [rows, N], grads_s [rank of s, N] of any strides.
+    """
+    for segment, lora in weights.pairs(segments):
+        for row in range(segment.start, segment.end):
+            if (grad := grads[segment.slot]) is not None:
+                grad.add_(lora.scaling * h[row, : lora.rank].double().outer(z[row].double()))
+
+
 def lora_backward(x: Tensor, grad_y: Tensor, segments: Segments, weights: SiteWeights, grad_x: Tensor | None) -> None:
     """The gradients of add_lora, added in place, for grad_y [rows, out]:
 

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -46,6 +46,28 @@ def column_tables(segments: Segments, ys: Sequence[Tensor], launch: Launch) -> l
     return [segments.placed[key] for key in keys]
 
 
+def run_tables(segments: Segments, launch: Launch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """gradient's items [., 4], sorted by slot and within a slot by row, and runs [., 4] of them: first item, items, slot, nothing."""
+    items = sorted((item for item in launch.items if item.rows), key=lambda item: item.slot)
+    keys = ("sorted", launch.items, device), ("runs", launch.items, device)
+    if keys[1] not in segments.placed:
+        firsts = [at for at, item in enumerate(items) if at == 0 or items[at - 1].slot != item.slot]
+        runs = [(at, end - at, items[at].slot, 0) for at, end in zip(firsts, [*firsts[1:], len(items)], strict=True)]
+        rows = [(item.start, item.rows, item.slot, 0) for item in items]
+        for key, lines in zip(keys, (rows, runs), strict=True):
+            segments.placed[key] = placed(torch.tensor(lines, dtype=torch.int32), device)
+    return segments.placed[keys[0]], segments.placed[keys[1]]
+
+
+def gradient_table(weights: SiteWeights, side: Literal["grad_A", "grad_Bt"], device: torch.device) -> Tensor:
+    """int64 [slots, 5]: where the fp32 gradient is, the rank (0: no gradient), the bits of the scaling, row and column stride."""
+    kept = cast(dict[object, Tensor], weights.placed)
+    if (device, side) not in kept:
+        rows = [(0, 0, 0, 0, 0) if lora is None else _gradient_row(lora, getattr(lora, side)) for lora in weights.at]
+        kept[device, side] = placed(torch.tensor(rows, dtype=torch.int64), device)
+    return kept[device, side]
+
+
 def bits_of(scaling: float) -> int:
     """The 32 bits of an fp32 number, as an integer."""
     (bits,) = struct.unpack("<i", struct.pack("<f", scaling))
@@ -60,3 +82,7 @@ def placed(table: Tensor, device: torch.device) -> Tensor:
 def _row(lora: LoraWeights, swapped: bool) -> tuple[int, int, int, int]:
     first, second = (lora.Bt, lora.A) if swapped else (lora.A, lora.Bt)
     return first.data_ptr(), second.data_ptr(), lora.rank, bits_of(lora.scaling)
+
+
+def _gradient_row(lora: LoraWeights, grad: Tensor | None) -> tuple[int, int, int, int, int]:
+    return (0, 0, 0, 0, 0) if grad is None else (grad.data_ptr(), lora.rank, bits_of(lora.scaling), grad.stride(0), grad.stride(1))

@@ -15,7 +15,7 @@ ALIGNMENT_BYTES = 16
 
 @dataclass(frozen=True)
 class Tile:
-    """One variant of shrink and of expand."""
+    """One variant of shrink, of expand and of gradient."""
 
     rows: int
     rank: int
@@ -24,6 +24,8 @@ class Tile:
     """Inputs that shrink multiplies at a time."""
     outputs: int
     """Outputs of one CTA of expand."""
+    columns: int
+    """Columns of a gradient that one CTA adds up."""
     max_planes: int
     """Partial sums of shrink that expand's prologue can add."""
     warps: int
@@ -48,7 +50,7 @@ def tile(rows: int, rank: int, dtype: torch.dtype) -> Tile:
     if wide:
         inputs = 32 if rows * width >= 2048 else inputs
         outputs //= 4 if large else 2
-    return Tile(rows, width, dtype, inputs, outputs, 16 if few else 4, 8 if wide and large else 4, 2 if wide else 3)
+    return Tile(rows, width, dtype, inputs, outputs, 32 if large else 64, 16 if few else 4, 8 if wide and large else 4, 2 if wide else 3)
 
 
 def every_tile() -> Iterator[Tile]:

@@ -44,12 +44,18 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def site(ranks: Sequence[int], inputs: int, outputs: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> SiteWeights:
-    """A layer's adapters by slot, A [r, in] and Bt [r, out] contiguous; products of them stay near 1 in size."""
-    at = [
-        LoraWeights(random(rank, inputs, seed=seed + slot).div(inputs**0.5).to(dtype),
-                    random(rank, outputs, seed=seed + slot + 100).div(rank**0.5).to(dtype), 0.5 + slot)
-        if rank else None
-        for slot, rank in enumerate(ranks)
-    ]  # fmt: skip
+def site(
+    ranks: Sequence[int], inputs: int, outputs: int, dtype: torch.dtype = torch.float32, seed: int = 0, training: bool = False
+) -> SiteWeights:
+    """A layer's adapters by slot, A [r, in] and Bt [r, out] contiguous; products of them stay near 1 in size.
+
+    When `training`, with gradients of fp32 that start at 1, that of Bt a transposed view as masters have it.
+    """
+    at: list[LoraWeights | None] = [None] * len(ranks)
+    for slot, rank in enumerate(ranks):
+        if rank:
+            a = random(rank, inputs, seed=seed + slot).div(inputs**0.5).to(dtype)
+            bt = random(rank, outputs, seed=seed + slot + 100).div(rank**0.5).to(dtype)
+            grads = (torch.ones(rank, inputs), torch.ones(outputs, rank).t()) if training else (None, None)
+            at[slot] = LoraWeights(a, bt, 0.5 + slot, *grads)
     return SiteWeights(at)
