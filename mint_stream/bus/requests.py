@@ -83,7 +83,7 @@ class RequestReply:
         self._asked: dict[str, Asked] = {}
         self._replies: LogReader | None = None
         self._chunks: LogReader | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._chunks_lock = asyncio.Lock()
 
     @property
@@ -92,6 +92,11 @@ class RequestReply:
         if self._partition is None:
             raise BusUnavailable("the reader of replies is not running: call start() first")
         return self._partition
+
+    @property
+    def failed(self) -> BaseException | None:
+        """What ended the reading of replies, if something did: nothing is answered here any more, make another."""
+        return self._replies.failed if self._replies is not None else None
 
     @property
     def reply_to(self) -> ReplyTo:
@@ -104,15 +109,14 @@ class RequestReply:
             self._partition = random.randrange(await self._producer.partitions(INFERENCE_REPLIES))
         self._replies = self._reader(INFERENCE_REPLIES, self._partition, self._on_replies)
         await self._replies.start()
-        self._watch = asyncio.create_task(self._surface(self._replies), name="replies")
+        self._watches.append(asyncio.create_task(self._surface(self._replies), name="replies"))
 
     async def stop(self) -> None:
         """End; whoever still waits gets ReplyTimeout."""
         for reader in (self._replies, self._chunks):
             if reader is not None:
                 await reader.stop()
-        if self._watch is not None:
-            await asyncio.gather(self._watch, return_exceptions=True)
+        await asyncio.gather(*self._watches, return_exceptions=True)
         self._fail(ReplyTimeout("the reader of replies was stopped"))
 
     async def submit(
@@ -153,6 +157,8 @@ class RequestReply:
             yield answer
 
     async def _send(self, pool: str, request: InferenceRequest, topic: Topic, key: str | None) -> Asked:
+        if self.failed is not None:
+            raise self.failed
         if (under_way := self._asked.get(request.request_id)) is not None:
             if under_way.digest != request_digest(request):
                 raise _conflict(request.request_id)
@@ -193,11 +199,15 @@ class RequestReply:
 
     async def _follow_chunks(self) -> None:
         async with self._chunks_lock:
+            if self._chunks is not None and self._chunks.failed is not None:
+                await self._chunks.stop()
+                self._chunks = None
             if self._chunks is None:
                 count = await self._producer.partitions(INFERENCE_CHUNKS)
                 reader = self._reader(INFERENCE_CHUNKS, self.reply_partition % count, self._on_chunks)
                 await reader.start()
                 self._chunks = reader
+                self._watches.append(asyncio.create_task(_complain(reader), name="chunks"))
 
     def _on_replies(self, partition: int, records: Sequence[LogRecord], next_offset: int) -> None:
         for record in records:
@@ -236,3 +246,11 @@ class RequestReply:
                 asked.result.set_exception(error)
                 asked.result.exception()
                 asked.chunks.finish()
+
+
+async def _complain(reader: LogReader) -> None:
+    """Streams lose nothing by a failed reader of chunks, for the result has the whole text; the next one opens another."""
+    try:
+        await reader.run_until_failed()
+    except Exception as error:
+        log.warning("running streams wait for their results: %s", error)

@@ -18,7 +18,9 @@ Part = InferenceChunk | StreamRestart | InferenceResult
 
 
 class Answers:
-    """Asks over one partition of `inference-replies`, chosen at random when the first request is made."""
+    """Asks over one partition of `inference-replies`, chosen at random when the first request is made.
+
+    When reading it fails, whoever waits gets the failure and the next request opens another."""
 
     def __init__(self, producer: Producer, partitions: Partitions, pool: str) -> None:
         self._producer = producer
@@ -47,6 +49,9 @@ class Answers:
 
     async def _started(self) -> RequestReply:
         async with self._starting:
+            if self._replies is not None and self._replies.failed is not None:
+                await self._replies.stop()
+                self._replies = None
             if self._replies is None:
                 partition = random.randrange(await self._partitions.count(contracts.INFERENCE_REPLIES.name()))
                 replies = RequestReply(self._partitions.connection, self._producer, partition)

@@ -9,7 +9,7 @@ from mint_stream import contracts
 from mint_stream.bus.producer import Producer
 from mint_stream.bus.table import LogReader
 from mint_stream.client import Client, raise_for_error
-from mint_stream.client.requests import Ticket
+from mint_stream.client.requests import Ticket, request_of
 from mint_stream.errors import BusUnavailable, InvalidRequest, ReplyTimeout, RequestConflict, UnknownAdapter
 from mint_stream.messages.inference import Cancellation, InferenceChunk, InferenceResult, Sampling
 from mint_stream.messages.shared import CatalogPosition
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.kafka
 async def test_a_prompt_is_answered(client: Client, serving: EchoServing, unique: str):
     result = await client.generate("abc", sampling=Sampling(max_tokens=5), request_id=unique, tenant="acme", timeout_s=30)
     assert (result.status, result.text, result.request_id, result.tenant) == ("ok", "cba", unique, "acme")
-    (asked,) = (request for request in serving.requests if request.request_id == unique)
+    ((asked, key),) = (pair for pair in zip(serving.requests, serving.keys, strict=True) if pair[0].request_id == unique)
     assert asked.sampling.max_tokens == 5 and asked.deadline_at_ms is not None and asked.reply_to is not None
-    assert serving.keys[-1] == unique.encode()
+    assert key == unique.encode()
 
 
 async def test_an_adapters_requests_share_its_key_whatever_revision_they_name(client: Client, serving: EchoServing):
@@ -57,6 +57,34 @@ async def test_a_stream_gives_its_pieces_and_then_the_whole(client: Client, serv
         *chunks, result = [part async for part in parts]
     assert [chunk.text for chunk in chunks if isinstance(chunk, InferenceChunk)] == ["c", "b", "a"]
     assert isinstance(result, InferenceResult) and result.text == "cba"
+
+
+async def broken(reader: LogReader) -> None:
+    """Kafka takes a reader's partition from under it."""
+    reader._consumer.assign([])
+    with pytest.raises(BusUnavailable):
+        await reader.run_until_failed()
+
+
+async def test_after_a_failed_reader_of_replies_who_waits_is_told_and_the_next_request_is_answered(client: Client, serving: EchoServing):
+    assert (await client.generate("abc", timeout_s=30)).text == "cba"
+    replies = client._answers._replies
+    assert replies is not None and replies._replies is not None
+    unserved = request_of("abc", None, None, None, "default", 30, None)
+    waiting = await replies.submit(POOL, unserved, contracts.INFERENCE_BATCH)
+    await broken(replies._replies)
+    with pytest.raises(BusUnavailable, match="inference-replies"):
+        await waiting
+    with pytest.raises(BusUnavailable, match="inference-replies"):
+        await replies.submit(POOL, unserved)
+    assert (await client.generate("xyz", timeout_s=30)).text == "zyx"
+
+
+async def test_after_a_failed_reader_of_chunks_the_next_stream_is_told_piece_by_piece_again(client: Client, serving: EchoServing):
+    assert len([part async for part in client.stream("ab", timeout_s=30)]) == 3
+    assert client._answers._replies is not None and client._answers._replies._chunks is not None
+    await broken(client._answers._replies._chunks)
+    assert len([part async for part in client.stream("abc", timeout_s=30)]) == 4
 
 
 async def test_nobody_serving_is_said_in_the_error(client: Client):
