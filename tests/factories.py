@@ -70,7 +70,7 @@ def peft_model(base: Path, seed: int = 0, **settings: Any) -> Any:
     config = LoraConfig(task_type="CAUSAL_LM", **({"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | settings))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft 0.21 asks transformers 5.23
-        warnings.filterwarnings("ignore", "The following alpha_pattern keys did not match", RuntimeWarning)
+        warnings.filterwarnings("ignore", "The following (alpha|rank)_pattern keys did not match", RuntimeWarning)
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
         for name, weight in adapted.named_parameters():

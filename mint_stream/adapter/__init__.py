@@ -5,7 +5,7 @@ delta(x) = scaling * (x A^T) B^T        x [rows, in], A [r, in], B [out, r]
 
 from mint_stream.adapter.block import AdapterBlock, BlockLayer
 from mint_stream.adapter.peft_config import CONFIG_FILE
-from mint_stream.adapter.targets import check_targets, grouped_targets, pattern_of
+from mint_stream.adapter.targets import LayerShape, check_targets, grouped_targets, pattern_of
 from mint_stream.adapter.weights import TENSORS_FILE, AdapterLayer, AdapterWeights
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "AdapterLayer",
     "AdapterWeights",
     "BlockLayer",
+    "LayerShape",
     "check_targets",
     "grouped_targets",
     "pattern_of",

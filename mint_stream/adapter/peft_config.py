@@ -26,7 +26,6 @@ _NAMES = {
     "use_dora": "DoRA",
     "lora_bias": "a bias (lora_bias)",
     "trainable_token_indices": "training of single tokens (trainable_token_indices)",
-    "target_parameters": "LoRA on bare parameters (target_parameters)",
 }
 _HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """The values of init_lora_weights that leave the base's own weights alone."""
@@ -65,6 +64,7 @@ class PeftConfig(BaseModel):
     rank_pattern: dict[str, Rank] | None = None
     alpha_pattern: dict[str, float] | None = None
     target_modules: tuple[str, ...] | str | None = None
+    target_parameters: tuple[str, ...] | None = None
     exclude_modules: tuple[str, ...] | str | None = None
     layers_to_transform: tuple[int, ...] | int | None = None
     layers_pattern: tuple[str, ...] | str | None = None
@@ -117,6 +117,10 @@ class PeftConfig(BaseModel):
         exactly = isinstance(self.target_modules, str) or path in (self.target_modules or ())
         return exactly or self._transforms(path)
 
+    def selects_parameter(self, path: str) -> bool:
+        """Whether PEFT would adapt the bare parameter at `path`, e.g. `model.layers.0.mlp.experts.down_proj`."""
+        return _named(self.target_parameters, path)
+
     def _transforms(self, path: str) -> bool:
         wanted = (self.layers_to_transform,) if isinstance(self.layers_to_transform, int) else self.layers_to_transform
         if not wanted:
@@ -126,13 +130,16 @@ class PeftConfig(BaseModel):
         found = next((match for place in places if (match := _regex(place).match(path))), None)
         return found is not None and int(found[found.lastindex or 1]) in wanted
 
-    def canonical(self, paths: Iterable[str]) -> dict[str, Any]:
-        """The settings of the layers at `paths` in their one spelling."""
-        paths = tuple(paths)
-        return canonical_config({path: self.rank(path) for path in paths}, {path: self.alpha(path) for path in paths}, self.use_rslora)
+    def canonical(self, linears: Iterable[str], parameters: Iterable[str] = ()) -> dict[str, Any]:
+        """The settings of these linear layers and bare parameters in their one spelling."""
+        linears, parameters = sorted(linears), sorted(parameters)
+        paths = [*linears, *parameters]
+        ranks, alphas = {path: self.rank(path) for path in paths}, {path: self.alpha(path) for path in paths}
+        named = {"target_parameters": parameters} if parameters else {}  # left out otherwise: digests of the many do not change
+        return canonical_config(linears, ranks, alphas, self.use_rslora) | named
 
 
-def canonical_config(ranks: Mapping[str, int], alphas: Mapping[str, float], use_rslora: bool) -> dict[str, Any]:
+def canonical_config(linears: list[str], ranks: Mapping[str, int], alphas: Mapping[str, float], use_rslora: bool) -> dict[str, Any]:
     """A PEFT config with exact paths for patterns, so that neither the order nor the wording of the author's changes its digest."""
     rank, alpha = _most_common(ranks), _most_common(alphas)
     return {
@@ -143,7 +150,7 @@ def canonical_config(ranks: Mapping[str, int], alphas: Mapping[str, float], use_
         "r": rank,
         "lora_alpha": float(alpha),
         "use_rslora": use_rslora,
-        "target_modules": sorted(ranks),
+        "target_modules": linears,
         "rank_pattern": {_exactly(path): value for path, value in sorted(ranks.items()) if value != rank},
         "alpha_pattern": {_exactly(path): float(value) for path, value in sorted(alphas.items()) if value != alpha},
     }

@@ -12,9 +12,17 @@ def pattern_of(path: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
-def grouped_targets(shapes: Mapping[str, tuple[int, int, int]]) -> tuple[TargetShape, ...]:
-    """TargetShapes of layers given as path -> (in, out, rank)."""
-    kinds = Counter((pattern_of(path), *shape) for path, shape in shapes.items())
+LayerShape = tuple[int, ...]
+"""(in, out) of a linear layer; (in, out, experts) of a bare parameter, where 1 is a matrix that belongs to no expert."""
+
+
+def grouped_targets(layers: Mapping[str, tuple[LayerShape, int]]) -> tuple[TargetShape, ...]:
+    """TargetShapes of layers given as path -> (shape, rank). Each expert of a fused parameter counts as a layer of its own."""
+    kinds: Counter[tuple[str, int, int, int]] = Counter()
+    for path, ((width, height, *experts), rank) in layers.items():
+        count = max(experts, default=1)
+        module, _, leaf = pattern_of(path).rpartition(".")
+        kinds[f"{module}.*.{leaf}" if count > 1 else pattern_of(path), width, height, rank] += count
     return tuple(
         TargetShape(pattern=pattern, in_features=width, out_features=height, rank=rank, count=count)
         for (pattern, width, height, rank), count in sorted(kinds.items())
@@ -42,13 +50,18 @@ def check_targets(targets: Iterable[TargetShape], base_targets: Iterable[TargetS
             )
 
 
-def check_linears(shapes: Mapping[str, tuple[int, int, int]], linears: Mapping[str, tuple[int, int]], max_rank: int) -> None:
-    """Whether layers, path -> (in, out, rank), are among the base's, path -> (in, out). Raises InvalidAdapter or BaseMismatch."""
-    for path, (width, height, rank) in shapes.items():
+def check_layers(layers: Mapping[str, tuple[LayerShape, int]], base: Mapping[str, LayerShape], max_rank: int) -> None:
+    """Whether layers, path -> (shape, rank), are among the base's, path -> shape. Raises InvalidAdapter or BaseMismatch."""
+    for path, (shape, rank) in layers.items():
         check_rank(rank, max_rank)
-        if linears.get(path) != (width, height):
-            raise BaseMismatch(f"the adapter has {path} as {width} -> {height}, the base {_shape_words(linears.get(path))}")
+        if base.get(path) != shape:
+            raise BaseMismatch(f"the adapter has {path} as {_shape_words(shape)}, the base {_base_words(base.get(path))}")
 
 
-def _shape_words(shape: tuple[int, int] | None) -> str:
-    return "has no such linear layer" if shape is None else f"as {shape[0]} -> {shape[1]}"
+def _base_words(shape: LayerShape | None) -> str:
+    return "has no such linear layer" if shape is None else f"as {_shape_words(shape)}"
+
+
+def _shape_words(shape: LayerShape) -> str:
+    width, height, *experts = shape
+    return f"{width} -> {height}" + "".join(f" in {count} experts" for count in experts if count > 1)

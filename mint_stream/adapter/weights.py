@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from mint_stream.adapter.parameters import separated, tensor_names
 from mint_stream.adapter.peft_config import CONFIG_FILE, PeftConfig
-from mint_stream.adapter.targets import check_linears, check_targets, grouped_targets
+from mint_stream.adapter.targets import LayerShape, check_layers, check_targets, grouped_targets
 from mint_stream.errors import InvalidAdapter
 from mint_stream.messages.record import canonical_json
 from mint_stream.messages.shared import TargetShape
@@ -36,16 +37,32 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class AdapterLayer:
-    """One adapted linear layer, unscaled, fp32 on the CPU: A [r, in], B [out, r]."""
+    """One adapted linear layer, unscaled, fp32 on the CPU: A [r, in], B [out, r].
+
+    Of a bare parameter's `experts`, as PEFT has them: A [experts · r, in], an expert after the other, B [out, r · experts], expert fastest.
+    """
 
     A: Tensor
     B: Tensor
     scaling: float
+    experts: int = 0
+    """0: a linear layer. Else a bare parameter: of so many experts, or 1 for a matrix that belongs to none."""
+
+    @property
+    def rank(self) -> int:
+        """r"""
+        return self.A.shape[0] // max(1, self.experts)
+
+    @property
+    def shape(self) -> LayerShape:
+        """(in, out) of a linear layer, (in, out, experts) of a bare parameter."""
+        width, height = self.A.shape[1], self.B.shape[0]
+        return (width, height, self.experts) if self.experts else (width, height)
 
 
 @dataclass(frozen=True)
 class AdapterWeights:
-    """Layers by the base's module path (`model.layers.0.self_attn.q_proj`), and the canonical PEFT config that goes with them."""
+    """Layers by the base's module path (`model.layers.0.self_attn.q_proj`), or a bare parameter's own, and their canonical PEFT config."""
 
     layers: Mapping[str, AdapterLayer]
     config: Mapping[str, Any]
@@ -65,8 +82,10 @@ class AdapterWeights:
         """From the bytes of PEFT's two files. Raises InvalidAdapter for what is malformed, not finite, or refused by name."""
         settings = PeftConfig.parse(config)
         pairs = _pairs(_read(tensors))
-        layers = {path: _layer(path, pairs[path], settings) for path in sorted(pairs)}
-        return cls(layers=layers, config=settings.canonical(layers))
+        linears, parameters = separated(pairs, settings)
+        layers = {path: _linear(path, pair, settings) for path, pair in linears.items()}
+        layers |= {path: _parameter(path, pair, settings) for path, pair in parameters.items()}
+        return cls(layers=dict(sorted(layers.items())), config=settings.canonical(linears, parameters))
 
     @classmethod
     def fresh(
@@ -114,27 +133,26 @@ class AdapterWeights:
     @property
     def rank(self) -> int:
         """The largest rank of any layer."""
-        return max(layer.A.shape[0] for layer in self.layers.values())
+        return max(layer.rank for layer in self.layers.values())
 
     def targets(self) -> tuple[TargetShape, ...]:
         """What it adapts, layers of one kind together, sorted."""
-        return grouped_targets(self._shapes())
+        return grouped_targets({path: (layer.shape, layer.rank) for path, layer in self.layers.items()})
 
     def check(self, base_targets: Iterable[TargetShape], max_rank: int) -> None:
         """Whether a base with these layers can carry it. Raises InvalidAdapter (rank over the cap) or BaseMismatch."""
         check_targets(self.targets(), base_targets, max_rank)
 
-    def check_layers(self, linears: Mapping[str, tuple[int, int]], max_rank: int) -> None:
-        """As `check`, against (in, out) of the base's linear layers by their exact paths."""
-        check_linears(self._shapes(), linears, max_rank)
-
-    def _shapes(self) -> dict[str, tuple[int, int, int]]:
-        """path -> (in, out, rank)."""
-        return {path: (layer.A.shape[1], layer.B.shape[0], layer.A.shape[0]) for path, layer in self.layers.items()}
+    def check_layers(self, layers: Mapping[str, LayerShape], max_rank: int) -> None:
+        """As `check`, against the shapes of the base's linear layers and bare parameters by their exact paths."""
+        check_layers({path: (layer.shape, layer.rank) for path, layer in self.layers.items()}, layers, max_rank)
 
     def _tensors(self) -> dict[str, Tensor]:
+        inner = tensor_names([path for path, layer in self.layers.items() if layer.experts])
         named = {
-            f"base_model.model.{path}.lora_{side}.weight": getattr(layer, side) for path, layer in self.layers.items() for side in "AB"
+            f"base_model.model.{inner.get(path, path)}.lora_{side}.weight": getattr(layer, side)
+            for path, layer in self.layers.items()
+            for side in "AB"
         }
         return {name: named[name].detach().cpu().float().contiguous() for name in sorted(named)}
 
@@ -161,18 +179,27 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return pairs
 
 
-def _layer(path: str, pair: Mapping[str, Tensor], settings: PeftConfig) -> AdapterLayer:
-    if set(pair) != {"A", "B"}:
-        raise InvalidAdapter(f"{path} has lora_{next(iter(pair))} but not the other half")
+def _linear(path: str, pair: Mapping[str, Tensor], settings: PeftConfig) -> AdapterLayer:
     if not settings.selects(path):
         raise InvalidAdapter(f"{path} has weights, but {CONFIG_FILE} does not select it: PEFT would ignore them")
+    return _layer(path, pair, settings, 0)
+
+
+def _parameter(path: str, pair: Mapping[str, Tensor], settings: PeftConfig) -> AdapterLayer:
+    """How many experts there are follows from A's rows, r for each."""
+    return _layer(path, pair, settings, max(1, pair["A"].shape[0] // settings.rank(path)) if "A" in pair else 1)
+
+
+def _layer(path: str, pair: Mapping[str, Tensor], settings: PeftConfig, experts: int) -> AdapterLayer:
+    if set(pair) != {"A", "B"}:
+        raise InvalidAdapter(f"{path} has lora_{next(iter(pair))} but not the other half")
     a, b = pair["A"], pair["B"]
-    rank = settings.rank(path)
-    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
-        raise InvalidAdapter(f"{path}: lora_A {list(a.shape)} and lora_B {list(b.shape)} are not [{rank}, in] and [out, {rank}]")
+    rows = settings.rank(path) * max(1, experts)
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rows or b.shape[1] != rows:
+        raise InvalidAdapter(f"{path}: lora_A {list(a.shape)} and lora_B {list(b.shape)} are not [{rows}, in] and [out, {rows}]")
     if not (a.is_floating_point() and b.is_floating_point()):
         raise InvalidAdapter(f"{path}: lora_A is {a.dtype} and lora_B {b.dtype}; both must be floating point")
-    layer = AdapterLayer(a.float().contiguous(), b.float().contiguous(), settings.scaling(path))
+    layer = AdapterLayer(a.float().contiguous(), b.float().contiguous(), settings.scaling(path), experts)
     if not (torch.isfinite(layer.A).all() and torch.isfinite(layer.B).all()):
         raise InvalidAdapter(f"{path} holds numbers that are not finite")
     return layer

@@ -4,18 +4,18 @@ from collections.abc import Mapping
 
 import torch
 
-from mint_stream.adapter import AdapterBlock, AdapterWeights
+from mint_stream.adapter import AdapterBlock, AdapterWeights, LayerShape
 from mint_stream.errors import AdapterUnloadable, CorruptObject, MintError, RevisionRetired
 from mint_stream.messages.adapters import Revision
 from mint_stream.store import Store
 
 
 class AdapterSource:
-    """Reads revisions for one base. `linears` has (in, out) of its linear layers by path."""
+    """Reads revisions for one base. `layers` has the shapes of all an adapter may target there by path."""
 
-    def __init__(self, store: Store, linears: Mapping[str, tuple[int, int]], max_rank: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, store: Store, layers: Mapping[str, LayerShape], max_rank: int, dtype: torch.dtype = torch.float32) -> None:
         self._store = store
-        self._linears = linears
+        self._layers = layers
         self._max_rank = max_rank
         self._dtype = dtype
 
@@ -39,5 +39,5 @@ class AdapterSource:
         weights = AdapterWeights.from_files(self._store.read_revision(uri))
         if weights.digest != digest:
             raise CorruptObject(f"{uri} holds an adapter of digest {weights.digest[:12]}, announced as {digest[:12]}")
-        weights.check_layers(self._linears, self._max_rank)
+        weights.check_layers(self._layers, self._max_rank)
         return AdapterBlock.build(weights, self._dtype)

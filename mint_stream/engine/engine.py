@@ -110,7 +110,7 @@ class Engine:
         if len(prompt) + wanted > self.context_tokens:
             raise PromptTooLong(f"request {name} has {len(prompt)} prompt tokens and asks for {wanted}: {self.context_tokens} fit in all")
         for path, layer in generation.adapter.layers.items() if generation.adapter is not None else ():
-            if (layer.A.shape[1], layer.Bt.shape[1]) != self._base.linears.get(path):
+            if layer.shape != self._base.layers.get(path):
                 raise BaseMismatch(f"request {name}: the adapter's layer {path} does not fit this base")
 
     def _decode(self, tokens: Sequence[int]) -> str:

@@ -10,11 +10,22 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from mint_stream.kernels import cpu
+from mint_stream.kernels import cpu, experts
 from mint_stream.kernels.backward import lora_with_gradients
+from mint_stream.kernels.experts import ExpertPairs
 from mint_stream.kernels.segments import Dropout, LoraWeights, Segment, Segments, SiteWeights
 
-__all__ = ["Dropout", "LoraWeights", "Segment", "Segments", "SiteWeights", "add_lora", "lora_with_gradients"]
+__all__ = [
+    "Dropout",
+    "ExpertPairs",
+    "LoraWeights",
+    "Segment",
+    "Segments",
+    "SiteWeights",
+    "add_expert_lora",
+    "add_lora",
+    "lora_with_gradients",
+]
 
 _cuda = importlib.import_module("mint_stream.kernels.cuda") if torch.cuda.is_available() and importlib.util.find_spec("triton") else None
 
@@ -27,3 +38,10 @@ def add_lora(x: Tensor, y: Tensor, segments: Segments, weights: SiteWeights) -> 
         _cuda.add_lora(x, y, segments, weights)
     else:
         cpu.add_lora(x, y, segments, weights)
+
+
+def add_expert_lora(x: Tensor, y: Tensor, pairs: ExpertPairs, weights: SiteWeights) -> None:
+    """y += each pair's own adapter at its own expert applied to x, in place; x [pairs, in], y [pairs, out]. No gradients."""
+    if x.shape[0] != len(pairs.order) or y.shape[0] != len(pairs.order):
+        raise ValueError(f"the layer has {len(pairs.order)} pairs, x has {x.shape[0]} and y has {y.shape[0]}")
+    experts.add_expert_lora(x, y, pairs, weights)

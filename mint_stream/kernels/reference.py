@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mint_stream.kernels.experts import ExpertPairs
 from mint_stream.kernels.segments import Segments, SiteWeights
 
 
@@ -47,6 +48,18 @@ def gradient(h: Tensor, z: Tensor, segments: Segments, weights: SiteWeights, gra
         for row in range(segment.start, segment.end):
             if (grad := grads[segment.slot]) is not None:
                 grad.add_(lora.scaling * h[row, : lora.rank].double().outer(z[row].double()))
+
+
+def add_expert_lora(x: Tensor, y: Tensor, pairs: ExpertPairs, weights: SiteWeights) -> None:
+    """y[p, o] += scaling_s · Σ_r Σ_i x[p, i] A_s[e, r, i] Bt_s[e, r, o] for every pair p of a row of adapter s with expert e, in place.
+
+    x [pairs, in], y [pairs, out]; an adapter's A is [experts · r, in] and its Bt [experts · r, out], an expert after the other.
+    Pairs of rows without an adapter, or whose adapter has no weights here, keep their bits.
+    """
+    for group, lora in pairs.adapted(weights):
+        for pair in range(group.start, group.end):
+            a, bt = (side.double().view(pairs.experts, -1, side.shape[1])[group.expert] for side in (lora.A, lora.Bt))
+            y[pair] += (lora.scaling * (bt.t() @ (a @ x[pair].double()))).to(y.dtype)
 
 
 def lora_backward(x: Tensor, grad_y: Tensor, segments: Segments, weights: SiteWeights, grad_x: Tensor | None) -> None:

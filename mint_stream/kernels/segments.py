@@ -82,11 +82,16 @@ class Segments:
                 items.append(Segment(row, row + 1, slot))
         return cls(tuple(items), len(slots))
 
-    def select(self, rows: Sequence[int]) -> "Segments":
-        """The segments of a selection of this pass's rows, for layers that see only those (lm_head)."""
+    def slots(self) -> list[int]:
+        """Each row's slot, -1 for the bare base: what `of_slots` was given."""
         slots = [-1] * self.rows
         for item in self.items:
             slots[item.start : item.end] = [item.slot] * (item.end - item.start)
+        return slots
+
+    def select(self, rows: Sequence[int]) -> "Segments":
+        """The segments of a selection of this pass's rows, for layers that see only those (lm_head)."""
+        slots = self.slots()
         return Segments.of_slots([slots[row] for row in rows])
 
 

@@ -1,7 +1,7 @@
 """The resident base: a transformers causal language model loaded once, frozen, and described for everything that adapts it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from mint_stream.adapter import grouped_targets
+from mint_stream.adapter import LayerShape, grouped_targets
 from mint_stream.errors import BaseUnusable
 from mint_stream.messages.shared import TargetShape
 from mint_stream.model import attention
 from mint_stream.model.digest import base_digest
+from mint_stream.model.parameters import bare_parameters
 
 __all__ = ["ResidentBase", "base_digest", "describe", "load_base", "native_dtype"]
 
@@ -38,6 +39,13 @@ class ResidentBase:
     """The module path of the layer that makes logits; "all-linear" leaves it out."""
     dtype: torch.dtype
     device: torch.device
+    parameters: Mapping[str, LayerShape] = field(default_factory=dict)
+    """Bare parameters that an adapter can target when it is served (not trained): routers and experts, with (in, out, experts)."""
+
+    @property
+    def layers(self) -> dict[str, LayerShape]:
+        """The shapes of all an adapter may target."""
+        return {**self.linears, **self.parameters}
 
     @property
     def architecture(self) -> str:
@@ -45,8 +53,8 @@ class ResidentBase:
         return type(self.model).__name__
 
     def targets(self) -> tuple[TargetShape, ...]:
-        """The linear layers by kind, for the pool's base-models record."""
-        return grouped_targets({path: (width, height, 0) for path, (width, height) in self.linears.items()})
+        """What an adapter may target by kind, for the pool's base-models record."""
+        return grouped_targets({path: (shape, 0) for path, shape in self.layers.items()})
 
 
 def load_base(
@@ -93,6 +101,7 @@ def describe(model: Any, tokenizer: Any, path: Path, digest: str) -> ResidentBas
         output_head=_path_of(model, model.get_output_embeddings()),
         dtype=weight.dtype,
         device=weight.device,
+        parameters=bare_parameters(model),
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from mint_stream.errors import BaseUnusable
-from mint_stream.model import attention
+from mint_stream.model import attention, experts, parameters
 from mint_stream.model.lora_linear import LoraSites
 from mint_stream.model.passes import KeyValues, Pass
 
@@ -40,6 +40,10 @@ class PackedModel:
         attention.register()
         self.model = model
         self.sites = LoraSites(model, linears, head)
+        parameters.install(model, self.sites.current)
+        if any(experts.is_experts(module) for module in model.modules()):
+            experts.register()
+            model.set_experts_implementation(experts.NAME)  # type: ignore[operator]
         model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
         if getattr(model.config, "_attn_implementation", None) != attention.NAME:
             raise BaseUnusable(f"{type(model).__name__} does not use transformers' attention registry, so its passes cannot be packed")

@@ -43,18 +43,18 @@ class LoraSites:
 
     def __init__(self, model: nn.Module, paths: Mapping[str, object], head: str | None = "lm_head") -> None:
         """Replace the linear layers at `paths`. `head` names the one whose rows are the pass's selected rows."""
-        self._current: ContextVar[Pass | None] = ContextVar("mint_pass", default=None)
+        self.current: ContextVar[Pass | None] = ContextVar("mint_pass", default=None)
         anchor = torch.zeros((), requires_grad=True)
         for path in paths:
             parent, _, name = path.rpartition(".")
             replaced = cast(nn.Linear, model.get_submodule(path))
-            setattr(model.get_submodule(parent), name, LoraLinear(replaced, path, self._current, anchor, path == head))
+            setattr(model.get_submodule(parent), name, LoraLinear(replaced, path, self.current, anchor, path == head))
 
     @contextmanager
     def applied(self, pass_: Pass) -> Iterator[None]:
         """Within this block, forward passes (and recomputation in backward ones) use this pass's adapters. Per thread."""
-        token = self._current.set(pass_)
+        token = self.current.set(pass_)
         try:
             yield
         finally:
-            self._current.reset(token)
+            self.current.reset(token)

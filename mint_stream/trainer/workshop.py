@@ -135,6 +135,8 @@ class Workshop:
         if parent.uri is None:
             raise InvalidJob(f"parent {name} is retired: its files are gone")
         weights = AdapterWeights.from_files(self._store.read_revision(parent.uri))
+        if bare := next((path for path, layer in weights.layers.items() if layer.experts), None):
+            raise InvalidJob(f"job {job.job_id}: parent {name} adapts {bare}: routers and experts can be served, not trained")
         asked = job.lora.model_copy(update={"dropout": 0.0})
         if asked != LoraSettings() and dict(self._fresh(job).config) != dict(weights.config):
             raise InvalidJob(f"job {job.job_id}: lora differs from parent {name}; leave lora out to continue the parent as it is")

@@ -37,12 +37,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "attention": {"r": 6, "lora_alpha": 9, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
     "head-and-o": {"r": 2, "lora_alpha": 8, "target_modules": ["o_proj", "lm_head"]},
     "second-o": {"r": 5, "lora_alpha": 10, "target_modules": ["o_proj"], "layers_to_transform": [1]},
+    "all-of-a-mixture": {"r": 3, "lora_alpha": 6, "target_modules": "all-linear"},  # PEFT: attention, routers and experts, these at 2 r
+    "experts": {"r": 4, "lora_alpha": 6, "target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    "experts-down": {"r": 5, "lora_alpha": 5, "target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]},
+    "router": {"r": 2, "lora_alpha": 2, "target_modules": [], "target_parameters": ["gate.weight"]},
     "shared": {"r": 4, "lora_alpha": 8, "target_modules": ["gate_proj", "up_proj", "down_proj"]},
 }
 DENSE = ("all-linear", "rs-qv", "patterns", "one-layer", "with-head")
 TIED = DENSE[:-1]
 """Without the head: it shares its weight with the embedding, which PEFT warns about."""
-MIXTURE = ("attention", "rs-qv", "second-o", "head-and-o")
+MIXTURE = ("attention", "rs-qv", "second-o", "head-and-o", "all-of-a-mixture", "experts", "experts-down")
 TABLE: dict[str, tuple[str, ...]] = {
     "llama": DENSE,  # grouped heads, biases
     "llama_tied": TIED,  # a key head a query head, no bias, tied head
@@ -51,9 +55,9 @@ TABLE: dict[str, tuple[str, ...]] = {
     "gemma3": TIED,
     "mistral": DENSE,  # sliding window
     "gpt_oss": MIXTURE,  # sinks
-    "mixtral": MIXTURE,
-    "qwen3_moe": MIXTURE,
-    "qwen2_moe": (*MIXTURE, "shared"),
+    "mixtral": (*MIXTURE, "router"),
+    "qwen3_moe": (*MIXTURE, "router"),
+    "qwen2_moe": (*MIXTURE, "router", "shared"),  # a shared expert, gated
 }
 """The kinds that are served, and the adapters each is held to PEFT with."""
 ATOL = 1e-3

@@ -16,7 +16,7 @@ from mint_stream.store import Store, read_uri
 from mint_stream.trainer.checkpoint import Checkpoints, folder_name
 from mint_stream.trainer.trainer import Trainer
 from mint_stream.trainer.workshop import Work, Workshop
-from tests.factories import tiny_base
+from tests.factories import peft_files, tiny_base
 
 LINES = "\n".join(json.dumps({"prompt": f"{n}+{n}=", "completion": str(2 * n)}) for n in range(11))
 
@@ -134,6 +134,28 @@ def revision(shop: Workshop, work: Work, base: ResidentBase, **changes: Any) -> 
     manifest = shop.upload(work)
     fields = {"adapter_id": "a", "number": 3, "state": "announced", "pool": "p", "announced_at_ms": 0, "base_digest": base.digest}
     return Revision(**(fields | {"uri": manifest.uri, "digest": manifest.digest} | changes))
+
+
+def test_a_parent_with_adapted_experts_is_not_trained_on_and_says_what_it_adapts(tmp_path_factory: Any, root: Path) -> None:
+    directory = tiny_base(tmp_path_factory.mktemp("mixture"), "mixtral")
+    loaded = load_base(directory, device="cpu")
+    shop = workshop((loaded, Trainer(PackedModel(loaded.model, loaded.linears, loaded.output_head))), root)
+    weights = AdapterWeights.from_files(peft_files(directory, target_modules=[], target_parameters=["experts.down_proj"]))
+    manifest = shop._store.put_revision(
+        weights.to_peft(), digest=weights.digest, base_digest=loaded.digest, targets=weights.targets(), parameters=weights.parameters
+    )
+    parent = Revision(
+        adapter_id="a",
+        number=3,
+        state="announced",
+        digest=manifest.digest,
+        pool="p",
+        uri=manifest.uri,
+        base_digest=loaded.digest,
+        announced_at_ms=0,
+    )
+    with pytest.raises(InvalidJob, match=r"parent a@3 adapts model\.layers\.0\.mlp\.experts\.down_proj: .* not trained"):
+        shop.prepare(job(root, "child", parent=3, lora=LoraSettings()), parent)
 
 
 def test_a_parent_is_continued_as_it_is(base: Any, root: Path) -> None:
