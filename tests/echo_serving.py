@@ -50,7 +50,7 @@ class EchoServing:
         result = answer_to(request)
         if request.stream:
             for sequence, letter in enumerate(result.text or ""):
-                chunk = InferenceChunk(request_id=request.request_id, attempt=0, sequence=sequence, text=letter)
+                chunk = InferenceChunk(request_id=request.request_id, tenant=request.tenant, attempt=0, sequence=sequence, text=letter)
                 await self._producer.publish(contracts.INFERENCE_CHUNKS, chunk, request.request_id, partition=partition)
         topic = contracts.INFERENCE_REPLIES if request.reply_to else contracts.INFERENCE_RESULTS
         await self._producer.publish(topic, result, request.request_id, partition=partition)

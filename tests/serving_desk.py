@@ -187,9 +187,9 @@ class Desk:
         await self.send(request.encode(), partition=partition)
         return request.request_id
 
-    async def cancel(self, request_id: str, reason: str) -> None:
+    async def cancel(self, request_id: str, reason: str, tenant: str = "default") -> None:
         """A cancellation as the reader of its topic hands it on."""
-        record = Cancellation(request_id=request_id, reason=reason, cancelled_at_ms=now_ms())
+        record = Cancellation(tenant=tenant, request_id=request_id, reason=reason, cancelled_at_ms=now_ms())
         self.cancellations.apply(0, [LogRecord(None, record.encode(), (), 0, now_ms())], 1)
 
     def publish(

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -32,10 +32,10 @@ class Asked:
     """A request that was sent: its digest, and a future of its answer."""
 
     def __init__(self, request: InferenceRequest) -> None:
-        self.request_id = request.request_id
+        self.tenant, self.request_id = request.name
         self.digest = request_digest(request)
         self.result: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
-        self.chunks = ChunkStream(request.request_id)
+        self.chunks = ChunkStream(request.request_id, request.tenant)
         self.waiting = 0
 
     def answer(self, result: InferenceResult) -> None:
@@ -80,7 +80,8 @@ class RequestReply:
         self._connection = connection
         self._producer = producer
         self._partition = partition
-        self._asked: dict[str, Asked] = {}
+        self._asked: dict[str, dict[str, Asked]] = {}
+        """By request_id, then by tenant: tenants may choose the same id."""
         self._replies: LogReader | None = None
         self._chunks: LogReader | None = None
         self._watches: list[asyncio.Task[None]] = []
@@ -159,7 +160,7 @@ class RequestReply:
     async def _send(self, pool: str, request: InferenceRequest, topic: Topic, key: str | None) -> Asked:
         if self.failed is not None:
             raise self.failed
-        if (under_way := self._asked.get(request.request_id)) is not None:
+        if (under_way := self._asked.get(request.request_id, {}).get(request.tenant)) is not None:
             if under_way.digest != request_digest(request):
                 raise _conflict(request.request_id)
             return under_way
@@ -174,13 +175,16 @@ class RequestReply:
 
     def _enlist(self, request: InferenceRequest) -> Asked:
         asked = Asked(request)
-        self._asked[request.request_id] = asked
+        self._asked.setdefault(request.request_id, {})[request.tenant] = asked
         asked.result.add_done_callback(lambda _: self._forget(asked))
         return asked
 
     def _forget(self, asked: Asked) -> None:
-        if self._asked.get(asked.request_id) is asked:
-            del self._asked[asked.request_id]
+        namesakes = self._asked.get(asked.request_id, {})
+        if namesakes.get(asked.tenant) is asked:
+            del namesakes[asked.tenant]
+            if not namesakes:
+                del self._asked[asked.request_id]
 
     @contextmanager
     def _awaiting(self, asked: Asked) -> Iterator[None]:
@@ -211,28 +215,37 @@ class RequestReply:
 
     def _on_replies(self, partition: int, records: Sequence[LogRecord], next_offset: int) -> None:
         for record in records:
-            asked = self._asked.get((record.key or b"").decode(errors="replace"))
-            if asked is not None:
-                self._answer(asked, record)
+            if namesakes := self._namesakes(record):
+                self._answer(namesakes, record)
 
-    def _answer(self, asked: Asked, record: LogRecord) -> None:
+    def _namesakes(self, record: LogRecord) -> dict[str, Asked]:
+        """By tenant, the requests under way whose id is the record's key."""
+        return self._asked.get((record.key or b"").decode(errors="replace"), {})
+
+    def _answer(self, namesakes: Mapping[str, Asked], record: LogRecord) -> None:
         try:
-            asked.answer(InferenceResult.decode(record.value))
+            result = InferenceResult.decode(record.value)
         except InvalidRecord as error:
-            if not asked.result.done():
-                asked.result.set_exception(error)
+            for asked in namesakes.values():
+                if not asked.result.done():
+                    asked.result.set_exception(error)
+        else:
+            if (mine := namesakes.get(result.tenant)) is not None:
+                mine.answer(result)
 
     def _on_chunks(self, partition: int, records: Sequence[LogRecord], next_offset: int) -> None:
         for record in records:
-            asked = self._asked.get((record.key or b"").decode(errors="replace"))
-            if asked is not None:
-                self._add(asked, record)
+            if namesakes := self._namesakes(record):
+                self._add(namesakes, record)
 
-    def _add(self, asked: Asked, record: LogRecord) -> None:
+    def _add(self, namesakes: Mapping[str, Asked], record: LogRecord) -> None:
         try:
-            asked.chunks.add(InferenceChunk.decode(record.value))
+            chunk = InferenceChunk.decode(record.value)
         except InvalidRecord as error:
-            log.warning("a chunk for request %s is unreadable: %s", asked.request_id, error)
+            log.warning("a chunk under key %r is unreadable: %s", record.key, error)
+        else:
+            if (mine := namesakes.get(chunk.tenant)) is not None:
+                mine.chunks.add(chunk)
 
     async def _surface(self, reader: LogReader) -> None:
         try:
@@ -241,7 +254,7 @@ class RequestReply:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        for asked in list(self._asked.values()):
+        for asked in [asked for namesakes in self._asked.values() for asked in namesakes.values()]:
             if not asked.result.done():
                 asked.result.set_exception(error)
                 asked.result.exception()

@@ -16,8 +16,9 @@ class StreamRestart:
 class ChunkStream:
     """The pieces of one answer. Law: the texts since the last restart are a prefix of the newest attempt's text."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, tenant: str = "default") -> None:
         self._request_id = request_id
+        self._tenant = tenant
         self._queue: asyncio.Queue[InferenceChunk | StreamRestart | None] = asyncio.Queue()
         self._pending: dict[int, InferenceChunk] = {}
         self._attempt: int | None = None
@@ -66,4 +67,4 @@ class ChunkStream:
             self._queue.put_nowait(chunk)
 
     def _chunk(self, attempt: int, sequence: int, text: str) -> InferenceChunk:
-        return InferenceChunk(request_id=self._request_id, attempt=attempt, sequence=sequence, text=text)
+        return InferenceChunk(request_id=self._request_id, tenant=self._tenant, attempt=attempt, sequence=sequence, text=text)

@@ -133,9 +133,9 @@ class Client:
         """The result of a submitted request. Raises ReplyTimeout, RequestConflict."""
         return await self._results.collect(ticket, timeout_s)
 
-    async def cancel(self, request_id: str, reason: str = "") -> None:
-        """Stop working on a request: its result will be the error `cancelled`, unless it is already there."""
-        record = Cancellation(request_id=request_id, reason=reason, cancelled_at_ms=now_ms())
+    async def cancel(self, request_id: str, reason: str = "", tenant: str = "default") -> None:
+        """Stop working on a tenant's request: its result will be the error `cancelled`, unless it is already there."""
+        record = Cancellation(tenant=tenant, request_id=request_id, reason=reason, cancelled_at_ms=now_ms())
         await self._producer.publish(contracts.INFERENCE_CANCELLATIONS, record, request_id)
 
     async def train(self, job: TrainingJob) -> str:

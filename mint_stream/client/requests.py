@@ -23,6 +23,7 @@ class Ticket(Record):
     """What is needed to collect the result of a submitted request later, in this process or another."""
 
     request_id: str
+    tenant: str = "default"
     request_digest: Digest
     partition: int
     offset: int

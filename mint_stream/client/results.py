@@ -27,12 +27,13 @@ class Results:
         partition = await self._partitions.of(topic, request.request_id)
         offset = await self._partitions.end(topic, partition)
         await self._producer.publish(contracts.INFERENCE_REQUESTS, request, request_key(request), pool=self._pool)
-        return Ticket(request_id=request.request_id, request_digest=request_digest(request), partition=partition, offset=offset)
+        tenant, request_id = request.name
+        return Ticket(request_id=request_id, tenant=tenant, request_digest=request_digest(request), partition=partition, offset=offset)
 
     async def collect(self, ticket: Ticket, timeout_s: float) -> InferenceResult:
         """The first terminal record of the request. Raises RequestConflict when it answers another body, and ReplyTimeout."""
         place = Place(contracts.INFERENCE_RESULTS.name(), offsets={ticket.partition: ticket.offset})
-        feed = Feed(self._partitions, place, lambda record: _result_of(ticket.request_id, record))
+        feed = Feed(self._partitions, place, lambda record: _result_of(ticket, record))
         try:
             async with asyncio.timeout(timeout_s), feed:
                 return checked(ticket, await anext(feed))
@@ -50,5 +51,9 @@ def checked(ticket: Ticket, result: InferenceResult) -> InferenceResult:
     return result
 
 
-def _result_of(request_id: str, record: LogRecord) -> InferenceResult | None:
-    return InferenceResult.decode(record.value) if record.key == request_id.encode() else None
+def _result_of(ticket: Ticket, record: LogRecord) -> InferenceResult | None:
+    """The record as a result of the ticket's request; None for others', also for another tenant's under the same id."""
+    if record.key != ticket.request_id.encode():
+        return None
+    result = InferenceResult.decode(record.value)
+    return result if result.tenant == ticket.tenant else None

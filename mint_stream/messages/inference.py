@@ -31,6 +31,10 @@ class Sampling(Record):
     ignore_eos: bool = False
 
 
+RequestName = tuple[str, str]
+"""(tenant, request_id): what tells one request from all others. Tenants choose their ids without knowing each other's."""
+
+
 class ReplyTo(Record):
     """Where the result of a request goes instead of `inference-results`."""
 
@@ -55,6 +59,11 @@ class InferenceRequest(Record):
     """None: the worker's own limit counts from the record's timestamp."""
     min_catalog_position: CatalogPosition | None = None
     reply_to: ReplyTo | None = None
+
+    @property
+    def name(self) -> RequestName:
+        """What tells this request from all others."""
+        return self.tenant, self.request_id
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
@@ -102,7 +111,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class InferenceResult(Record):
-    """The terminal answer of one request: a completion, or an error. Readers keep the first one they see of a request_id."""
+    """The terminal answer of one request: a completion, or an error. Readers keep the first they see of a (tenant, request_id)."""
 
     request_id: Id
     tenant: Name
@@ -131,14 +140,16 @@ class InferenceChunk(Record):
     """A piece of a streamed completion. `sequence` counts from 0 within an `attempt`; a higher attempt replaces a lower one."""
 
     request_id: Id
+    tenant: Name = "default"
     attempt: int = Field(ge=0)
     sequence: int = Field(ge=0)
     text: str
 
 
 class Cancellation(Record):
-    """Stop working on a request, or on every request of a batch."""
+    """Stop working on a request of a tenant, or on every request of its batch."""
 
+    tenant: Name = "default"
     request_id: Id | None = None
     batch_id: Id | None = None
     reason: str = ""

@@ -92,7 +92,8 @@ class ChunkStream:
         text, self._waiting = "".join(self._waiting), []
         if not text:
             return
-        chunk = InferenceChunk(request_id=self._request.request_id, attempt=self._attempt, sequence=self._sequence, text=text)
+        tenant, request_id = self._request.name
+        chunk = InferenceChunk(request_id=request_id, tenant=tenant, attempt=self._attempt, sequence=self._sequence, text=text)
         self._sequence += 1
         try:
             await self._answers.publish_chunk(chunk, self._request.reply_to)

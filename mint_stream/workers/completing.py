@@ -135,7 +135,7 @@ class Completer:
             lease.release()
 
     def _refuse_cancelled(self, request: InferenceRequest) -> None:
-        reason = self._cancellations.reason(request.request_id)
+        reason = self._cancellations.reason(request.name)
         if reason is not None:
             raise Cancelled(f"request {request.request_id} was cancelled: {reason}")
 

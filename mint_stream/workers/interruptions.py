@@ -5,21 +5,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mint_stream.errors import Cancelled
+from mint_stream.messages.inference import RequestName
 
 
 class Interruptions:
-    """The tasks that work on requests right now, by request_id."""
+    """The tasks that work on requests right now."""
 
     def __init__(self) -> None:
-        self._working: dict[str, list[asyncio.Task[None]]] = {}
+        self._working: dict[RequestName, list[asyncio.Task[None]]] = {}
         self._reasons: dict[asyncio.Task[None], str] = {}
 
     @contextmanager
-    def interruptible(self, request_id: str) -> Iterator[None]:
+    def interruptible(self, request: RequestName) -> Iterator[None]:
         """Within this block `cancel` ends the task's wait with Cancelled(reason)."""
         task = asyncio.current_task()
         assert task is not None
-        self._working.setdefault(request_id, []).append(task)
+        self._working.setdefault(request, []).append(task)
         try:
             yield
         except asyncio.CancelledError:
@@ -27,22 +28,22 @@ class Interruptions:
             if reason is None:
                 raise
             task.uncancel()
-            raise Cancelled(f"request {request_id} was cancelled: {reason}") from None
+            raise Cancelled(f"request {request[1]} was cancelled: {reason}") from None
         finally:
             self._reasons.pop(task, None)
-            self._forget(request_id, task)
+            self._forget(request, task)
 
-    def cancel(self, request_id: str, reason: str) -> bool:
+    def cancel(self, request: RequestName, reason: str) -> bool:
         """End whatever is being done for this request. False when nothing is."""
-        tasks = [task for task in self._working.get(request_id, ()) if task not in self._reasons]
+        tasks = [task for task in self._working.get(request, ()) if task not in self._reasons]
         for task in tasks:
             self._reasons[task] = reason
             task.cancel()
         return bool(tasks)
 
-    def _forget(self, request_id: str, task: asyncio.Task[None]) -> None:
-        left = [other for other in self._working[request_id] if other is not task]
+    def _forget(self, request: RequestName, task: asyncio.Task[None]) -> None:
+        left = [other for other in self._working[request] if other is not task]
         if left:
-            self._working[request_id] = left
+            self._working[request] = left
         else:
-            del self._working[request_id]
+            del self._working[request]

@@ -75,7 +75,7 @@ class ServingWorker:
     async def _answer(self, request: InferenceRequest, delivery: Delivery) -> InferenceResult:
         """The terminal result, whatever becomes of the request. A Stop is raised: the worker is broken, not the request."""
         try:
-            with self._interruptions.interruptible(request.request_id):
+            with self._interruptions.interruptible(request.name):
                 return await self._completer.complete(request, delivery, self._quarantine)
         except Stop:
             raise

@@ -115,6 +115,15 @@ async def test_another_body_under_the_same_id_is_a_conflict(client: Client, serv
         await client.result(second.model_copy(update={"offset": ticket.offset}), timeout_s=30)
 
 
+async def test_a_submitted_request_is_not_answered_by_another_tenants_result_of_the_same_id(
+    client: Client, serving: EchoServing, unique: str
+):
+    mine = await client.submit("abc", request_id=unique, tenant="me")
+    theirs = await client.submit("xyz", request_id=unique, tenant="them")
+    for ticket, text in ((mine, "cba"), (theirs.model_copy(update={"offset": mine.offset}), "zyx")):
+        assert (await client.result(ticket, timeout_s=30)).text == text
+
+
 async def test_a_result_that_never_comes_times_out_and_says_what_to_start(client: Client, unique: str):
     with pytest.raises(ReplyTimeout, match=rf"{unique}.*mint-stream serve"):
         await client.result(await client.submit("abc", request_id=unique), timeout_s=0.3)
@@ -125,8 +134,9 @@ async def test_a_cancellation_is_a_record_that_names_the_request(connection, cli
     topic = contracts.INFERENCE_CANCELLATIONS.name()
     reader = LogReader(connection, topic, lambda _, got, __: [records.put_nowait(Cancellation.decode(r.value)) for r in got], "latest")
     await reader.start()
-    await client.cancel(unique, "changed my mind")
-    assert (await records.get()).request_id == unique
+    await client.cancel(unique, "changed my mind", tenant="acme")
+    cancellation = await records.get()
+    assert (cancellation.tenant, cancellation.request_id) == ("acme", unique)
     await reader.stop()
 
 

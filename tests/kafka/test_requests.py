@@ -62,7 +62,7 @@ class Echo:
         pieces = [(1, 0, "dead "), (1, 1, "worker")] if asked.prompt.startswith("restart") else []
         pieces += [(2, number, letter) for number, letter in enumerate(asked.prompt.upper()[:4])]
         for attempt, sequence, text in pieces:
-            chunk = InferenceChunk(request_id=asked.request_id, attempt=attempt, sequence=sequence, text=text)
+            chunk = InferenceChunk(request_id=asked.request_id, tenant=asked.tenant, attempt=attempt, sequence=sequence, text=text)
             await self.producer.publish(INFERENCE_CHUNKS, chunk, asked.request_id, partition=asked.reply_to.partition)
 
 
@@ -123,6 +123,33 @@ async def test_another_body_under_an_id_that_is_under_way_is_a_conflict_and_the_
         await requests.ask(pool, request(f"{pool}-1", "other"), 20)
     assert (await shared).text == (await first).text == "HELLO"
     assert len(worker.seen) == 1
+
+
+async def test_tenants_that_chose_the_same_id_each_get_their_own_answer(requests, worker, pool):
+    asked = [request(f"{pool}-1", f"text of {tenant}", tenant=tenant) for tenant in ("a", "b")]
+    answers = await asyncio.gather(*(requests.ask(pool, one, 20) for one in asked))
+    assert [(answer.tenant, answer.text) for answer in answers] == [("a", "TEXT OF A"), ("b", "TEXT OF B")]
+    assert requests._asked == {}
+
+
+async def test_streams_of_tenants_that_chose_the_same_id_do_not_mix(requests, worker, pool):
+    async def told(tenant: str) -> list[str]:
+        pieces = [piece async for piece in requests.stream(pool, request(f"{pool}-1", f"{tenant} and more", tenant=tenant), 20)]
+        return [piece.text for piece in pieces]
+
+    first, second = await asyncio.gather(told("anna"), told("berta"))
+    assert (first[:4], first[-1]) == (list("ANNA"), "ANNA AND MORE")
+    assert (second[:4], second[-1]) == (list("BERT"), "BERTA AND MORE")
+
+
+async def test_another_tenants_result_under_my_id_is_not_my_answer(requests, worker, producer, pool):
+    mine = request(f"{pool}-1", "silence", tenant="me")
+    waiting = await requests.submit(pool, mine)
+    for tenant in ("them", "me"):
+        result = echo(mine.model_copy(update={"tenant": tenant}))
+        await producer.publish(INFERENCE_REPLIES, result, mine.request_id, partition=requests.reply_partition)
+    async with asyncio.timeout(20):
+        assert (await waiting).tenant == "me"
 
 
 async def test_no_answer_in_time_is_said_and_forgotten(requests, worker, pool):

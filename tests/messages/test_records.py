@@ -137,7 +137,7 @@ def test_text_that_utf8_cannot_write_is_refused_by_a_typed_error_on_both_sides(t
 def test_absent_optionals_are_left_out_of_the_json() -> None:
     assert (
         InferenceChunk(request_id="r", attempt=0, sequence=1, text="é").encode()
-        == '{"request_id":"r","attempt":0,"sequence":1,"text":"é"}'.encode()
+        == '{"request_id":"r","tenant":"default","attempt":0,"sequence":1,"text":"é"}'.encode()
     )
     assert b"null" not in InferenceRequest(request_id="r", prompt="p").encode()
 

@@ -221,6 +221,15 @@ async def test_a_cancelled_request_ends_while_the_engine_works(desk: Desk) -> No
     assert "changed my mind" in result.error.message
 
 
+async def test_another_tenants_cancellation_of_the_same_id_stops_nothing(desk: Desk) -> None:
+    desk.engine.pause()
+    request_id = await desk.ask("x", tenant="me")
+    await desk._until(lambda: True if desk.engine.load.waiting else desk._tell())
+    await desk.cancel(request_id, "not mine", tenant="them")
+    desk.engine.resume()
+    assert (await desk.result(request_id)).status == "ok"
+
+
 async def test_a_request_cancelled_before_it_arrived_is_not_run(desk: Desk) -> None:
     request_id = uuid4().hex
     await desk.cancel(request_id, "never mind")
