@@ -24,12 +24,19 @@ class S3Objects:
         self._probed = False
 
     def create(self, path: str, content: bytes) -> bool:
-        """As `Objects.create`. Before the first, the server is tried: whether it honours conditional writes."""
+        """As `Objects.create`. Until the server has passed once, it is tried first: whether it honours conditional writes."""
         with self._probing:
             if not self._probed:
-                self._probed = True
-                check_exclusive(self)
+                self._try_server()
         return self._create(path, content)
+
+    def _try_server(self) -> None:
+        self._probed = True  # for the trial's own objects
+        try:
+            check_exclusive(self)
+        except BaseException:
+            self._probed = False
+            raise
 
     def read(self, path: str, limit: int | None = None) -> bytes:
         with unavailable(path, *_FAILURES):
