@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mint_stream.kernels.attention_plan import PagedSpans
 from mint_stream.kernels.experts import ExpertPairs
 from mint_stream.kernels.segments import Segments, SiteWeights
 
@@ -79,3 +80,35 @@ def lora_backward(x: Tensor, grad_y: Tensor, segments: Segments, weights: SiteWe
                 lora.grad_Bt.add_((lora.A.double() @ at).outer(grad))
             if grad_x is not None:
                 grad_x[row] += (lora.A.double().t() @ grad_h).to(grad_x.dtype)
+
+
+def paged_attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    spans: PagedSpans,
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """out[t, a, v] = Σ_n softmax_n(cap(scaling · Σ_k q[t, a, k] K[n, g, k]), sink_a) V[n, g, v] over the n that row t sees.
+
+    q [rows, heads, K]; keys [pages, page tokens, key heads, K] and values [., ., ., V], token n of a sequence in page table[sequence,
+    n // page tokens]; cap(s) = softcap · tanh(s / softcap). g = a // (heads / key heads). A row at position p sees p - window < n ≤ p.
+    Rows in no span are zero.
+    """
+    out = q.new_zeros(q.shape[0], q.shape[1], values.shape[3])
+    for span in spans.items:
+        pages = table[span.sequence].long()
+        for row in range(span.start, span.end):
+            position = span.position + row - span.start
+            seen = slice(0 if window is None else max(0, position + 1 - window), position + 1)
+            k, v = (side[pages].flatten(0, 1)[seen].repeat_interleave(q.shape[1] // keys.shape[2], 1).double() for side in (keys, values))
+            logits = torch.einsum("ak,nak->an", q[row].double(), k) * scaling
+            logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+            sink = logits.new_empty(q.shape[1], 0) if sinks is None else sinks.double()[:, None]
+            weights = torch.cat([logits, sink], 1).softmax(1)[:, : len(k)]
+            out[row] = torch.einsum("an,nav->av", weights, v).to(q.dtype)
+    return out

