@@ -11,10 +11,14 @@ from aiokafka.errors import KafkaError
 from mint_stream.bus.connection import Connection, failure
 from mint_stream.bus.events import Headers
 from mint_stream.bus.fetching import fetch
+from mint_stream.bus.liveness import Liveness
 from mint_stream.errors import TopicMismatch
 
 _POLL_MS = 100
 _POLL_RECORDS = 2000
+
+STUCK_AFTER_S = 60.0
+"""A partition with records to read and no movement for so long fails its reader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ Start = Mapping[int, int] | Literal["earliest", "latest"]
 class LogReader:
     """Feeds every record of a topic's partitions to `apply`, on the event loop, in order within a partition.
 
-    A failure of `apply` or of Kafka ends the reader: `failed` holds it, and `caught_up` and `run_until_failed` raise it."""
+    A failure of `apply` or of Kafka ends the reader, and so does standing still before records for `stuck_after_s`: better no copy of the
+    log than one that silently grows old. `failed` holds what it was, and `caught_up` and `run_until_failed` raise it."""
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class LogReader:
         start: Start = "earliest",
         partitions: Sequence[int] | None = None,
         read_committed: bool = True,
+        stuck_after_s: float = STUCK_AFTER_S,
     ) -> None:
         self.topic = topic
         self.failed: BaseException | None = None
@@ -56,6 +62,7 @@ class LogReader:
         self._start = start
         self._wanted = partitions
         self._read_committed = read_committed
+        self._stuck_after_s = stuck_after_s
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
         self._moved = asyncio.Condition()
@@ -146,16 +153,25 @@ class LogReader:
             raise self.failed
 
     async def _run(self) -> None:
+        watching = asyncio.create_task(Liveness(self._consumer, self._stuck_after_s, self._by_partition).run())
+        reading = asyncio.create_task(self._read())
         try:
-            while True:
-                fetched = await fetch(self._consumer, self._by_partition, _POLL_MS, _POLL_RECORDS, self._read_committed)
-                await self._apply_all({partition.partition: records for partition, records in fetched.items()})
+            await asyncio.wait({reading, watching}, return_when=asyncio.FIRST_COMPLETED)
+            (reading if reading.done() else watching).result()
         except KafkaError as error:
             self.failed = await failure(self._connection, f"reading topic {self.topic} failed", error)
         except Exception as error:
             self.failed = error
         finally:
+            reading.cancel()
+            watching.cancel()
+            await asyncio.gather(reading, watching, return_exceptions=True)
             await self._announce()
+
+    async def _read(self) -> None:
+        while True:
+            fetched = await fetch(self._consumer, self._by_partition, _POLL_MS, _POLL_RECORDS, self._read_committed)
+            await self._apply_all({partition.partition: records for partition, records in fetched.items()})
 
     def _by_partition(self) -> dict[TopicPartition, int]:
         return {TopicPartition(self.topic, number): offset for number, offset in self._positions.items()}

@@ -3,11 +3,12 @@
 import asyncio
 
 import pytest
+from aiokafka import TopicPartition
 
 from mint_stream.bus.producer import Outgoing
 from mint_stream.bus.table import LogReader
 from mint_stream.bus.transactions import TransactionalProducer
-from mint_stream.errors import TopicMismatch
+from mint_stream.errors import BusUnavailable, TopicMismatch
 
 pytestmark = pytest.mark.kafka
 
@@ -109,6 +110,21 @@ async def test_a_failing_apply_ends_the_reader_and_the_barrier_raises_it(make_to
         await reader.caught_up()
     assert isinstance(reader.failed, ValueError)
     await reader.stop()
+
+
+async def test_a_reader_that_stands_still_before_records_ends(make_topic, fill, read):
+    topic = await make_topic()
+    await fill(topic, [b"read"])
+    reader, seen = await read(topic, stuck_after_s=0.2)
+    await reader.caught_up()
+    reader._consumer.pause(TopicPartition(topic, 0))
+    await fill(topic, [b"never read"])
+    async with asyncio.timeout(20):
+        with pytest.raises(BusUnavailable, match="has records to fetch and has not moved"):
+            await reader.run_until_failed()
+    assert seen == [(0, b"read")]
+    with pytest.raises(BusUnavailable, match="has not moved"):
+        await reader.caught_up()
 
 
 async def test_a_partition_that_does_not_exist_is_refused(make_topic, connection):
