@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from mint_stream.bus.connection import Connection, failure
 from mint_stream.bus.fetching import fetch
+from mint_stream.bus.handover import committed_offsets
 from mint_stream.bus.liveness import Liveness
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.bus.topic_facts import topic_facts
@@ -95,7 +97,9 @@ class Registrar:
             **self._connection.options(),
         )
         self._consumer.subscribe([self._topics.commands], listener=_Follower(self))
+        self._admin = AIOKafkaAdminClient(**self._connection.options())
         try:
+            await self._admin.start()
             await self._consumer.start()
         except KafkaError as error:
             raise await failure(self._connection, f"cannot join group {self._member.group}", error) from error
@@ -130,6 +134,7 @@ class Registrar:
         await self._idle.wait()
         await self.lose(list(self._holdings))
         await self._consumer.stop()
+        await self._admin.close()
         await self._bases_reader.stop()
 
     def gain(self, partitions: Collection[int]) -> None:
@@ -181,10 +186,10 @@ class Registrar:
 
     async def _open(self, holding: Holding) -> None:
         partition = self._commands(holding.number)
-        committed = await self._consumer.committed(partition)
+        committed = (await committed_offsets(self._admin, self._member.group, [partition]))[partition].offset
         earliest = (await self._consumer.beginning_offsets([partition]))[partition]
         if self._holds(holding):
-            holding.open(max(committed or 0, earliest))
+            holding.open(max(committed, earliest))
             self._consumer.seek(partition, holding.next_offset)
             self._consumer.resume(partition)
             log.info("partition %d is ours from offset %d", holding.number, holding.next_offset)

@@ -10,6 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.structs import OffsetAndMetadata
 
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.local_kafka import LocalKafka
@@ -116,6 +119,40 @@ async def test_a_registrar_whose_consumer_stands_still_ends_with_the_reason(conn
         with pytest.raises(BusUnavailable, match="restart this worker"):
             await running
         await registrar.drain()
+
+
+class Moving:
+    """A coordinator that cannot say at first what was committed. aiokafka leaves of its error only an answer that names no partition."""
+
+    def __init__(self, admin: AIOKafkaAdminClient) -> None:
+        self._admin = admin
+        self.asked = 0
+
+    async def list_consumer_group_offsets(self, group: str, partitions: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
+        self.asked += 1
+        return {} if self.asked == 1 else await self._admin.list_consumer_group_offsets(group, partitions=partitions)
+
+    async def close(self) -> None:
+        await self._admin.close()
+
+
+async def test_a_registrar_that_is_not_told_its_offset_asks_again_and_repeats_no_command(connection: Connection, topic_prefix: str) -> None:
+    ground = await Ground.create(connection, topic_prefix, partitions=1)
+    before, after = [fresh("a"), fresh("a"), promote("a", 1)], fresh("a")
+    async with ground.registrar():
+        await ground.give(*before)
+        await ground.answers(*before)
+    with Catalog(None, ground.topics.partitions) as catalog:
+        registrar = ground.build(catalog)
+        await registrar.start()
+        registrar._admin = moving = Moving(registrar._admin)
+        running = asyncio.create_task(registrar.run())
+        await ground.give(after)
+        await ground.answers(after)
+        await registrar.drain()
+        await running
+    assert moving.asked > 1
+    assert "command-repeated" not in {event.type for event in await ground.events()}
 
 
 @pytest.fixture(scope="module")
