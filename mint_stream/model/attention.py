@@ -13,6 +13,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from mint_stream.errors import BaseUnusable
 from mint_stream.model.attend import Rule, many, one, split
+from mint_stream.model.latent import attend_latents, is_latent
 from mint_stream.model.passes import KeyValues, Pass
 
 NAME = "mint"
@@ -47,15 +48,20 @@ def mint_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    indices: Tensor | None = None,
     mint_pass: Pass | None = None,
     mint_cache: KeyValues | None = None,
     **unknown: Any,
 ) -> tuple[Tensor, None]:
     """query [1, heads, T, width], key and value [1, kv_heads, T, width] → [1, T, heads, value width], for the spans of `mint_pass`."""
-    _refuse(module, attention_mask, dropout, unknown)
+    _refuse(module, None if indices is not None else attention_mask, dropout, unknown)  # what chose the indices has heeded the mask
     if mint_pass is None:
         raise ValueError('attention "mint" needs the pass in progress: call the model through PackedModel.forward')
     rule = Rule(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
+    if is_latent(module):
+        return attend_latents(query, key, value, rule, mint_pass, indices), None
+    if indices is not None:
+        raise BaseUnusable(f"{type(module).__name__} asks attention for indices, which is supported where latents are cached only")
     if mint_cache is None:
         return torch.cat([one(span, query, key, value, None, rule, mint_pass) for span in mint_pass.spans])[None], None
     stored = mint_cache.layer(int(module.layer_idx))  # type: ignore[arg-type]  # torch types every attribute of a module as Tensor

@@ -20,6 +20,8 @@ from mint_stream.model.parameters import bare_parameters
 __all__ = ["ResidentBase", "base_digest", "describe", "load_base", "native_dtype"]
 
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+_LAYER_TYPES_OF = {"deepseek_v32": frozenset({"indexed_attention"}), "glm_moe_dsa": frozenset({"indexed_attention"})}
+"""Layers that are served in the kinds they were held to PEFT in, and in no other."""
 _BATCH_DEPENDENT_ROTARY = frozenset({"dynamic", "longrope"})
 
 
@@ -132,7 +134,7 @@ def check_servable(config: Any) -> None:
     if getattr(config, "quantization_config", None):
         raise BaseUnusable(f"{name} is stored quantized, which is not supported: use the original weights")
     text = config.get_text_config()
-    if odd := set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES:
+    if odd := set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES - _LAYER_TYPES_OF.get(text.model_type, frozenset()):
         raise BaseUnusable(f"{name} has {', '.join(sorted(odd))} layers, which are not supported")
     if odd := _rotary_types(text) & _BATCH_DEPENDENT_ROTARY:
         raise BaseUnusable(f"{name} uses {', '.join(sorted(odd))} rotary scaling: its numbers depend on the longest sequence beside them")

@@ -9,6 +9,7 @@ from transformers import Cache
 
 from mint_stream.errors import BaseUnusable
 from mint_stream.model import attention, experts, parameters
+from mint_stream.model.latent import LatentCache, chooses, latent_layers, visible
 from mint_stream.model.lora_linear import LoraSites
 from mint_stream.model.passes import KeyValues, Pass
 
@@ -22,6 +23,10 @@ class Uncached(Cache):  # type: ignore[misc]  # transformers ships no types
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Give them back."""
         return keys, values
+
+    def update_indexer(self, keys: Tensor, layer_idx: int) -> Tensor:
+        """Give them back."""
+        return keys
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are explicit; models ask and need not know."""
@@ -40,6 +45,7 @@ class PackedModel:
         attention.register()
         self.model = model
         self.sites = LoraSites(model, linears, head)
+        self._latent, self._chooses = latent_layers(model), chooses(model)
         parameters.install(model, self.sites.current)
         if any(experts.is_experts(module) for module in model.modules()):
             experts.register()
@@ -63,7 +69,8 @@ class PackedModel:
             output = self.model(
                 input_ids=torch.tensor([pass_.tokens], dtype=torch.long, device=self.device),
                 position_ids=torch.tensor([pass_.positions], dtype=torch.long, device=self.device),
-                past_key_values=cache if cache is not None else Uncached(),
+                attention_mask=visible(pass_, self.device) if self._chooses else None,
+                past_key_values=self._seen(cache, pass_),
                 use_cache=True,
                 logits_to_keep=torch.tensor(pass_.selected, dtype=torch.long, device=self.device),
                 mint_pass=pass_,
@@ -71,3 +78,9 @@ class PackedModel:
             )
         logits: Tensor = output.logits[0]
         return logits
+
+    def _seen(self, cache: KeyValues | None, pass_: Pass) -> KeyValues:
+        """The cache as the model's layers see it."""
+        if cache is None:
+            return Uncached()
+        return LatentCache(cache, pass_, self._latent) if self._latent else cache

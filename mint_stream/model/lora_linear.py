@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mint_stream.kernels import add_lora, lora_with_gradients
+from mint_stream.kernels import Segments, add_lora, lora_with_gradients
+from mint_stream.model.latent import is_latent
 from mint_stream.model.passes import Pass
 
 
@@ -21,6 +22,8 @@ class LoraLinear(nn.Linear):
         self.in_features, self.out_features = replaced.in_features, replaced.out_features
         self.weight, self.bias = replaced.weight, replaced.bias
         self.path, self.selects_rows = path, selects_rows
+        self.reads_cache = False
+        """Its rows are all cached ones, not the pass's tokens."""
         self._current, self._anchor = current, anchor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,12 +33,18 @@ class LoraLinear(nn.Linear):
         pass_ = self._current.get()
         weights = None if pass_ is None else pass_.adapters.site(self.path)
         if pass_ is not None and weights is not None:
-            segments = pass_.selected_segments if self.selects_rows else pass_.segments
+            segments = self.row_space(pass_)
             if pass_.training:
                 y = lora_with_gradients(flat, y, segments, weights, self._anchor)
             else:
                 add_lora(flat, y, segments, weights)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def row_space(self, pass_: Pass) -> Segments:
+        """Whose adapter each row of this layer's input asks for."""
+        if self.reads_cache:
+            return pass_.cached_segments
+        return pass_.selected_segments if self.selects_rows else pass_.segments
 
 
 class LoraSites:
@@ -49,6 +58,9 @@ class LoraSites:
             parent, _, name = path.rpartition(".")
             replaced = cast(nn.Linear, model.get_submodule(path))
             setattr(model.get_submodule(parent), name, LoraLinear(replaced, path, self.current, anchor, path == head))
+        for module in model.modules():
+            if is_latent(module) and isinstance(expanding := module.kv_b_proj, LoraLinear):
+                expanding.reads_cache = True
 
     @contextmanager
     def applied(self, pass_: Pass) -> Iterator[None]:

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from mint_stream.kernels import LoraWeights, Segments, SiteWeights
+from mint_stream.kernels import LoraWeights, Segment, Segments, SiteWeights
 
 T = TypeVar("T")
 
@@ -86,6 +87,20 @@ class Pass:
     def selected_segments(self) -> Segments:
         """The row space of lm_head: only the selected rows."""
         return self.segments.select(self.selected)
+
+    @property
+    def cached_rows(self) -> int:
+        """Tokens of all its sequences up to the end of this pass."""
+        return sum(span.length for span in self.spans)
+
+    @cached_property
+    def cached_segments(self) -> Segments:
+        """The row space of layers that run over all that is cached (MLA's kv_b_proj): each sequence's tokens, one after the other."""
+        slots = self.segments.slots()
+        ends = accumulate(span.length for span in self.spans)
+        found = ((span, end, slots[span.start]) for span, end in zip(self.spans, ends, strict=True) if span.rows)
+        items = tuple(Segment(end - span.length, end, slot) for span, end, slot in found if slot >= 0)
+        return Segments(items, self.cached_rows)
 
     def shared(self, key: object, make: Callable[[], T]) -> T:
         """`make()` the first time a layer of this pass asks for `key`, the same tensor from then on."""

@@ -24,6 +24,8 @@ _SHAPE: dict[str, Any] = {
 _MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _LATENT = {"num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10,
            "head_dim": 8, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, **_MOE}  # fmt: skip
+_SPARSE = {"index_n_heads": 8, "index_head_dim": 16, "index_topk": 6, "pad_token_id": None}
+"""What a sparse layer looks at is free where scores tie: at 0, which few heads or a padding token's zero embedding lead to."""
 _GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 8, "tie_word_embeddings": True}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "attention_bias": True},
@@ -36,6 +38,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "llama_tied": {"model_type": "llama", "num_key_value_heads": 4, "tie_word_embeddings": True},
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"model_type": "qwen3_moe", "head_dim": 16, "num_experts": 4, "norm_topk_prob": True, **_MOE},
+    "deepseek_v2": {"model_type": "deepseek_v2", **_LATENT, "q_lora_rank": None},
+    "deepseek_v3": {"model_type": "deepseek_v3", **_LATENT},
+    "deepseek_v32": {"model_type": "deepseek_v32", **_LATENT, **_SPARSE},
+    "glm_moe_dsa": {"model_type": "glm_moe_dsa", **_LATENT, **_SPARSE, "indexer_types": ["full", "shared"]},
     "qwen2_moe": {"model_type": "qwen2_moe", "num_experts": 4, "shared_expert_intermediate_size": 40, **_MOE},
 }  # fmt: skip
 """What each kind adds to the common shape. Windows are shorter than any test's prompt, so they matter."""

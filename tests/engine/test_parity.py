@@ -41,12 +41,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "experts": {"r": 4, "lora_alpha": 6, "target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
     "experts-down": {"r": 5, "lora_alpha": 5, "target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]},
     "router": {"r": 2, "lora_alpha": 2, "target_modules": [], "target_parameters": ["gate.weight"]},
+    "latent": {"r": 4, "lora_alpha": 6, "target_modules": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]},
+    "expanding": {"r": 3, "lora_alpha": 9, "target_modules": ["kv_b_proj"]},
+    "indexer": {"r": 3, "lora_alpha": 3, "target_modules": ["wq_b", "wk", "weights_proj"]},
     "shared": {"r": 4, "lora_alpha": 8, "target_modules": ["gate_proj", "up_proj", "down_proj"]},
 }
 DENSE = ("all-linear", "rs-qv", "patterns", "one-layer", "with-head")
 TIED = DENSE[:-1]
 """Without the head: it shares its weight with the embedding, which PEFT warns about."""
 MIXTURE = ("attention", "rs-qv", "second-o", "head-and-o", "all-of-a-mixture", "experts", "experts-down")
+LATENT = ("latent", "expanding", "second-o", "head-and-o", "experts", "shared")
 TABLE: dict[str, tuple[str, ...]] = {
     "llama": DENSE,  # grouped heads, biases
     "llama_tied": TIED,  # a key head a query head, no bias, tied head
@@ -57,6 +61,10 @@ TABLE: dict[str, tuple[str, ...]] = {
     "gpt_oss": MIXTURE,  # sinks
     "mixtral": (*MIXTURE, "router"),
     "qwen3_moe": (*MIXTURE, "router"),
+    "deepseek_v2": LATENT[1:],  # MLA
+    "deepseek_v3": LATENT,
+    "deepseek_v32": (*LATENT, "indexer"),  # MLA that looks at a few chosen tokens (DSA)
+    "glm_moe_dsa": (*LATENT, "indexer"),
     "qwen2_moe": (*MIXTURE, "router", "shared"),  # a shared expert, gated
 }
 """The kinds that are served, and the adapters each is held to PEFT with."""
@@ -172,6 +180,29 @@ def test_a_freed_slot_leaves_no_number_that_is_not_finite_behind(tmp_path: Path)
             assert not bool(row.isfinite().all())
         else:
             torch.testing.assert_close(row, base_only.logits(tokens[key])[position], atol=ATOL, rtol=0)
+
+
+BROKEN = {"qwen3_moe": "all-of-a-mixture", "deepseek_v3": "latent", "deepseek_v32": "latent"}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_an_adapter_that_computes_nonsense_reaches_no_other_sequence(kind: str, tmp_path: Path) -> None:
+    config = CONFIGS[BROKEN[kind]]
+    broken, mine, base_only = (
+        _oracle(tiny_model(kind, vocab_size=VOCABULARY), given, tmp_path / name, seed)
+        for seed, (name, given) in enumerate({"broken": config, "mine": config, "base": None}.items())
+    )
+    assert broken.block is not None
+    broken.block.flat.fill_(torch.nan)
+    runner = Runner(load_base(tiny_base(tmp_path / "model", kind), dtype=torch.float32), slots=4, slot_tokens=64)
+    owners = [broken, mine, base_only, mine, broken, base_only, mine]
+    tokens = [[(7 * key + at) % 256 for at in range(24 - key)] for key in range(len(owners))]
+    sequences = [(_sequence(key, ids, 5, owners[key].block), ids) for key, ids in enumerate(tokens)]
+    for key, position, row in _forced(runner, Budgets(max_num_seqs=4, max_num_batched_tokens=17), sequences):
+        if owners[key] is broken:
+            assert not bool(row.isfinite().all())
+        else:
+            torch.testing.assert_close(row, owners[key].logits(tokens[key])[position], atol=ATOL, rtol=0)
 
 
 @pytest.mark.model

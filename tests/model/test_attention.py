@@ -35,6 +35,8 @@ def test_an_unknown_keyword_is_refused_by_name() -> None:
     q = torch.zeros(1, 2, 3, 4)
     with pytest.raises(BaseUnusable, match="indices"):
         mint_attention(torch.nn.Identity(), q, q, q, None, mint_pass=pack([([1, 2, 3], -1)]), indices=torch.zeros(1))
+    with pytest.raises(BaseUnusable, match="position_bias"):
+        mint_attention(torch.nn.Identity(), q, q, q, None, mint_pass=pack([([1, 2, 3], -1)]), position_bias=torch.zeros(1))
 
 
 def test_a_chunked_mask_is_refused() -> None:
