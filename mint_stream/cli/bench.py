@@ -1,7 +1,7 @@
 """`mint-stream bench NAME`: measurements that say on which machine and with which versions they were made."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -41,6 +41,33 @@ def serving(
     ratios = [(name, f"{value:.2f}x") for name, value in found["ratios"].items()]
     facts = [(name, value) for part in ("workload", "machine", "versions") for name, value in found[part].items()]
     return print_table((), [*ratios, *facts])
+
+
+@bench.command()
+def kernels(
+    repeats: Annotated[int, typer.Option(min=5, help="Measured replays of each graph.")] = 7,
+    dtype: Annotated[Precision, typer.Option()] = "bfloat16",
+    with_sweep: Annotated[bool, typer.Option("--sweep/--no-sweep", help="Also measure every shape of the sweep.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """LoRA kernels on a GPU: microseconds, and the fraction of its copy bandwidth. Needs a CUDA device."""
+    from mint_stream.bench.kernels import run
+
+    found = run(dtype, repeats, with_sweep)
+    if as_json:
+        return print_json(found)
+    columns = ("inputs", "outputs", "rank", "rows", "adapters", "popularity", "µs", "of copy bandwidth")
+    print_table(columns, [_kernel_row(one) for one in (*found["layer"], *found["sweep"])])
+    facts = [(name, value) for part in ("machine", "versions") for name, value in found[part].items()]
+    return print_table((), [("copy bandwidth, GB/s", f"{found['copy_gb_per_s']:.0f}"), *facts])
+
+
+def _kernel_row(one: dict[str, Any]) -> tuple[str, ...]:
+    """A line of the table; all sites of a layer are one line."""
+    case, whole = one["cases"][0], len(one["cases"]) > 1
+    shape = ("all of an 8B layer", "") if whole else (str(case["inputs"]), "+".join(str(width) for width in case["outputs"]))
+    shared = (str(case[name]) for name in ("rank", "rows", "adapters", "popularity"))
+    return (*shape, *shared, f"{one['us']['ours']['median']:.1f}", f"{one['fraction_of_copy']['ours']:.0%}")
 
 
 @bench.command()

@@ -28,17 +28,6 @@ def segments_of(pieces: Sequence[tuple[int, int]]) -> Segments:
     return Segments(tuple(items), start)
 
 
-def popular(kind: str, rows: int, adapters: int) -> list[int]:
-    """Whose row each of `rows` rows is when adapters are asked for identically, uniformly, by Zipf's law, or all by different rows."""
-    if kind == "identical":
-        return [0] * rows
-    if kind == "distinct":
-        return list(range(rows))
-    shares = [1.0 / (rank + 1) if kind == "zipf" else 1.0 for rank in range(adapters)]
-    bounds = torch.tensor(shares).cumsum(0) / sum(shares) * rows
-    return sorted(int(torch.searchsorted(bounds, row + 0.5)) for row in range(rows))
-
-
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """Numbers near 1 in size."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

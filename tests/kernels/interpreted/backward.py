@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from mint_stream.bench.lora_cases import Popularity, popular
 from mint_stream.kernels import Dropout, Segments, SiteWeights, cuda, reference
 from mint_stream.kernels.gradients import gradient
 from mint_stream.kernels.tables import gradient_table, run_tables
@@ -44,8 +45,8 @@ def test_any_ranks_over_ragged_and_empty_segments_equal_the_reference_and_repeat
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kind", ["identical", "uniform", "zipf", "distinct"])
-def test_every_popularity_equals_the_reference(kind: str, dtype: torch.dtype) -> None:
-    check(Segments.of_slots(mixes.popular(kind, 20, 3)), [8, 3, 17] * 7, dtype)
+def test_every_popularity_equals_the_reference(kind: Popularity, dtype: torch.dtype) -> None:
+    check(Segments.of_slots(popular(kind, 20, 3)), [8, 3, 17] * 7, dtype)
 
 
 def test_an_adapter_of_many_rows_in_several_places_adds_them_all_up() -> None:

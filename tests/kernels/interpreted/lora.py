@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mint_stream.bench.lora_cases import Popularity, popular
 from mint_stream.kernels import Segments, SiteWeights, cuda, reference
 from tests.kernels import mixes
 
@@ -45,9 +46,9 @@ def test_any_ranks_over_ragged_and_empty_segments_equal_the_reference_and_repeat
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kind", ["identical", "uniform", "zipf", "distinct"])
 @pytest.mark.parametrize("batch_invariant", [False, True])
-def test_every_popularity_equals_the_reference(kind: str, dtype: torch.dtype, batch_invariant: bool) -> None:
+def test_every_popularity_equals_the_reference(kind: Popularity, dtype: torch.dtype, batch_invariant: bool) -> None:
     rows = 20
-    segments = Segments.of_slots(mixes.popular(kind, rows, 3))
+    segments = Segments.of_slots(popular(kind, rows, 3))
     x, y = mixes.random(rows, IN, dtype=dtype), mixes.random(rows, OUT, dtype=dtype, seed=1)
     check(x, y, segments, mixes.site([8, 3, 17] * 7, IN, OUT, dtype), batch_invariant)
 
