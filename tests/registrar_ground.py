@@ -26,6 +26,7 @@ from mint_stream.metrics import Metrics
 from mint_stream.workers.catalog_writer import CatalogWriter, RegistrarTopics
 from mint_stream.workers.registrar import Member, OpenProducer, Registrar
 from tests.adapter_commands import BASE
+from tests.provisioned import PARTITIONS
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Ground:
     connection: Connection
     prefix: str
     topics: RegistrarTopics
+    group: str = ""
+    """The registrars' group; after the prefix when it is not given."""
 
     @classmethod
     async def create(cls, connection: Connection, prefix: str, partitions: int = 2, revisions: Mapping[str, str] | None = None) -> "Ground":
@@ -59,6 +62,13 @@ class Ground:
         names = (f"{prefix}-{part}" for part in ("commands", "revisions", "events", "bases"))
         return cls(connection, prefix, RegistrarTopics(partitions, *names))
 
+    @classmethod
+    def of_fleet(cls, connection: Connection) -> "Ground":
+        """The fleet's own topics, under the names the `register` role uses: whoever writes there is one group with one owner a partition.
+
+        Two groups would be two writers: the slower puts old heads behind the other's new ones, and a rule set to auto is manual again."""
+        return cls(connection, "registrar", RegistrarTopics(PARTITIONS), Member().group)
+
     def open_producer(self, partition: int) -> TransactionalProducer:
         return TransactionalProducer(self.connection, f"{self.prefix}-{partition}", "test", timeout_s=10)
 
@@ -70,7 +80,7 @@ class Ground:
         member: str | None = None,
         **limits: float,
     ) -> Registrar:
-        place = Member(f"{self.prefix}-registrar", member, **limits)
+        place = Member(self.group or f"{self.prefix}-registrar", member, **limits)
         return Registrar(self.connection, self.topics, catalog, producers or self.open_producer, metrics or Metrics(), place)
 
     @asynccontextmanager

@@ -15,10 +15,9 @@ from mint_stream.client import Client
 from mint_stream.messages.shared import ErrorBody
 from mint_stream.messages.training import TrainingEvent, TrainingJob
 from mint_stream.store import read_uri
-from mint_stream.workers.catalog_writer import RegistrarTopics
 from tests.adapter_commands import BASE, manifest
 from tests.echo_serving import POOL, EchoServing
-from tests.provisioned import PARTITIONS, ensure_topics
+from tests.provisioned import ensure_topics
 from tests.registrar_ground import Ground
 
 pytestmark = pytest.mark.kafka
@@ -35,7 +34,7 @@ async def fleet(connection: Connection) -> AsyncIterator[Connection]:
     await producer.start()
     await producer.publish(contracts.BASE_MODELS, BASE, BASE.pool)
     await producer.stop()
-    async with EchoServing(connection, name), Ground(connection, name, RegistrarTopics(PARTITIONS)).registrar():
+    async with EchoServing(connection, name), Ground.of_fleet(connection).registrar():
         yield connection
 
 

@@ -1,7 +1,6 @@
 """Commands to the real registrar: each returns the event that answers it, or raises the registrar's reason."""
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,9 +10,7 @@ from mint_stream.bus.connection import Connection
 from mint_stream.bus.producer import Producer
 from mint_stream.client import Client
 from mint_stream.errors import CommandRejected, InvalidRequest, ReplyTimeout
-from mint_stream.workers.catalog_writer import RegistrarTopics
 from tests.adapter_commands import BASE, manifest, target
-from tests.provisioned import PARTITIONS
 from tests.registrar_ground import Ground
 
 pytestmark = pytest.mark.kafka
@@ -26,7 +23,7 @@ async def registrar(fleet: Connection) -> AsyncIterator[None]:
     await producer.start()
     await producer.publish(contracts.BASE_MODELS, BASE, BASE.pool)
     await producer.stop()
-    async with Ground(fleet, f"client-{uuid.uuid4().hex[:8]}", RegistrarTopics(PARTITIONS)).registrar():
+    async with Ground.of_fleet(fleet).registrar():
         yield
 
 
@@ -80,6 +77,14 @@ class TestWithARegistrar:
         names = [f"{unique}-{n}" for n in range(20)]
         events = await asyncio.gather(*(client.announce(name, manifest()) for name in names))
         assert [event.adapter_id for event in events] == names
+
+    async def test_registrars_of_the_fleet_are_one_writer(self, client: Client, fleet: Connection, unique: str):
+        async with Ground.of_fleet(fleet).registrar(), client.revisions(unique) as events:
+            await client.announce(unique, manifest(), promotion="manual")
+            for rule in ("auto", "manual", "auto"):
+                await client.set_rule(unique, rule)
+            told = [await anext(events) for _ in range(5)]
+        assert [getattr(event, "rule", event.type) for event in told] == ["revision-announced", "alias-moved", "auto", "manual", "auto"]
 
     async def test_a_subscriber_sees_the_announce_and_the_move_it_caused(self, client: Client, unique: str):
         async with client.revisions(unique) as events:
