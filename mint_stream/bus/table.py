@@ -43,7 +43,7 @@ class LogReader:
     """Feeds every record of a topic's partitions to `apply`, on the event loop, in order within a partition.
 
     A failure of `apply` or of Kafka ends the reader, and so does standing still before records for `stuck_after_s`: better no copy of the
-    log than one that silently grows old. `failed` holds what it was, and `caught_up` and `run_until_failed` raise it."""
+    log than one that silently grows old. `failed` holds what it was, and `caught_up`, `reach` and `run_until_failed` raise it."""
 
     def __init__(
         self,
@@ -99,7 +99,10 @@ class LogReader:
         """Wait until everything that was in the log when this was called has been applied.
 
         The end is the last stable offset, and progress is the consumer's position: markers and compacted holes are passed over."""
-        ends = await self._ends()
+        await self.reach(await self._ends())
+
+    async def reach(self, ends: Mapping[int, int]) -> None:
+        """Wait until everything below these offsets has been applied, in the partitions that are read here."""
         async with self._moved:
             await self._moved.wait_for(lambda: self.failed is not None or self._reached(ends))
         self._raise_failure()
@@ -146,7 +149,7 @@ class LogReader:
             raise await failure(self._connection, f"cannot ask for the end of topic {self.topic}", error) from error
 
     def _reached(self, ends: Mapping[int, int]) -> bool:
-        return all(self._positions[number] >= end for number, end in ends.items())
+        return all(position >= ends[number] for number, position in self._positions.items())
 
     def _raise_failure(self) -> None:
         if self.failed is not None:
