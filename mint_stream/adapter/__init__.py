@@ -3,7 +3,7 @@
 delta(x) = scaling * (x A^T) B^T        x [rows, in], A [r, in], B [out, r]
 """
 
-from mint_stream.adapter.block import AdapterBlock, BlockLayer
+from mint_stream.adapter.block import AdapterBlock, BlockLayer, Place
 from mint_stream.adapter.peft_config import CONFIG_FILE
 from mint_stream.adapter.targets import LayerShape, check_targets, grouped_targets, pattern_of
 from mint_stream.adapter.weights import TENSORS_FILE, AdapterLayer, AdapterWeights
@@ -16,6 +16,7 @@ __all__ = [
     "AdapterWeights",
     "BlockLayer",
     "LayerShape",
+    "Place",
     "check_targets",
     "grouped_targets",
     "pattern_of",

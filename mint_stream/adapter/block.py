@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from functools import cached_property
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -70,6 +71,17 @@ class AdapterBlock:
         flat = self.flat.to(device)
         return type(self)(flat, _views(flat, shapes), self.digest)
 
+    @cached_property
+    def places(self) -> Mapping[str, tuple["Place", "Place"]]:
+        """Where in `flat` the A and the Bt of each layer are."""
+        start = int(self.flat.storage_offset())
+        return {path: (_place(layer.A, start), _place(layer.Bt, start)) for path, layer in self.layers.items()}
+
+    @cached_property
+    def layout(self) -> str:
+        """Dtype and places as text: blocks of equal layout can stand side by side and be read alike."""
+        return f"{self.flat.dtype} {self.flat.numel()} {[(path, *map(tuple, places)) for path, places in self.places.items()]}"
+
     @property
     def nbytes(self) -> int:
         """Bytes of the whole block."""
@@ -79,6 +91,18 @@ class AdapterBlock:
     def rank(self) -> int:
         """The largest rank of any layer."""
         return max(layer.A.shape[0] // max(1, layer.experts) for layer in self.layers.values())
+
+
+class Place(NamedTuple):
+    """A matrix in the block: rank rows of `width` from `offset` on."""
+
+    offset: int
+    rank: int
+    width: int
+
+
+def _place(matrix: Tensor, start: int) -> Place:
+    return Place(int(matrix.storage_offset()) - start, *matrix.shape)
 
 
 def _padded(elements: int, dtype: torch.dtype) -> int:

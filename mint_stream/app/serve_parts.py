@@ -48,6 +48,6 @@ def intake_limits(serving: ServingSettings) -> IntakeLimits:
 def loader(base: ResidentBase, settings: Settings) -> Loader:
     """Store, host tier and device tier, for adapters of this base."""
     serving = settings.serving
-    source = AdapterSource(Store(settings.store_uri, settings.store.options), base.layers, serving.max_rank, base.dtype)
+    source = AdapterSource(Store(settings.store_uri, settings.store.options), base.layers, serving.max_rank, base.adapter_dtype)
     host, device = HostTier(serving.host_tier_bytes), DeviceTier(serving.device_tier_bytes, base.device)
     return Loader(source, host, device, serving.load_parallelism)

@@ -78,7 +78,7 @@ def run(
 
 
 async def _measure(resident: ResidentBase, plain: Any, work: Workload, repeats: int) -> dict[str, dict[str, float]]:
-    blocks = [AdapterBlock.build(weights, resident.dtype) for weights in work.adapters]
+    blocks = [AdapterBlock.build(weights, resident.adapter_dtype) for weights in work.adapters]
     longest = len(work.prompts[0]) + work.new_tokens
     budgets = Budgets(max_num_seqs=max(2, len(work.prompts)), max_num_batched_tokens=512, max_adapters=max(2, len(blocks)))
     engine = Engine(resident, budgets, context_tokens=longest)

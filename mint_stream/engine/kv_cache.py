@@ -1,15 +1,13 @@
 """Keys and values of the running sequences, one slot of fixed length a sequence, in memory that the system commits only when touched."""
 
 import heapq
-import math
-import mmap
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
+from mint_stream.engine.memory import zeros_when_touched
 from mint_stream.model.passes import Pass
 
 
@@ -82,9 +80,3 @@ class SlottedCache(Cache):  # type: ignore[misc]  # transformers ships no types
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """(length, offset): no mask is built from them."""
         return query_length, 0
-
-
-def zeros_when_touched(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """CPU zeros whose pages cost memory only once written: slots are as long as the context, most sequences are short."""
-    size = math.prod(shape) * dtype.itemsize
-    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=dtype).view(*shape)

@@ -43,7 +43,7 @@ def _mix(value: int) -> int:
 def choose(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
     """One token a row of logits [rows, vocabulary]; None where a row holds a number that is not finite."""
     finite = torch.isfinite(logits.sum(-1)).tolist()
-    tokens: list[int | None] = list(logits.argmax(-1).tolist())
+    tokens: list[int | None] = list(logits.max(-1).indices.tolist())
     drawn = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0 and finite[row]]
     for row, token in zip(drawn, _draw(logits[drawn], [draws[row] for row in drawn]) if drawn else (), strict=True):
         tokens[row] = token

@@ -6,6 +6,7 @@ either pays nothing and misses nothing. Other devices, and layers that the Trito
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from mint_stream.kernels import cpu, experts
 from mint_stream.kernels.backward import lora_with_gradients
 from mint_stream.kernels.experts import ExpertPairs
-from mint_stream.kernels.segments import Dropout, LoraWeights, Segment, Segments, SiteWeights
+from mint_stream.kernels.segments import Dropout, LoraWeights, Segment, Segments, SiteWeights, SliceWeights, Stack
 
 __all__ = [
     "Dropout",
@@ -22,8 +23,11 @@ __all__ = [
     "Segment",
     "Segments",
     "SiteWeights",
+    "SliceWeights",
+    "Stack",
     "add_expert_lora",
     "add_lora",
+    "add_lora_slices",
     "lora_with_gradients",
 ]
 
@@ -32,12 +36,18 @@ _cuda = importlib.import_module("mint_stream.kernels.cuda") if torch.cuda.is_ava
 
 def add_lora(x: Tensor, y: Tensor, segments: Segments, weights: SiteWeights) -> None:
     """y += each row's own adapter applied to x, in place; x [rows, in], y [rows, out], rows as in `segments`. No gradients."""
-    if x.shape[0] != segments.rows or y.shape[0] != segments.rows:
-        raise ValueError(f"the pass has {segments.rows} rows, x has {x.shape[0]} and y has {y.shape[0]}")
-    if x.is_cuda and _cuda is not None and _cuda.takes(x, y, weights):
-        _cuda.add_lora(x, y, segments, weights)
-    else:
-        cpu.add_lora(x, y, segments, weights)
+    add_lora_slices(x, (y,), segments, SliceWeights((weights,)))
+
+
+def add_lora_slices(x: Tensor, ys: Sequence[Tensor], segments: Segments, weights: SliceWeights) -> None:
+    """add_lora for several layers that read the same x: ys[i] [rows, out of layer i], in place. No gradients."""
+    if any(tensor.shape[0] != segments.rows for tensor in (x, *ys)):
+        raise ValueError(f"the pass has {segments.rows} rows, x has {x.shape[0]} and y has {[y.shape[0] for y in ys]}")
+    if not x.is_cuda or _cuda is None:
+        return cpu.add_lora_slices(x, ys, segments, weights)
+    for y, site in zip(ys, weights.sites, strict=True):
+        if site is not None:
+            (_cuda if _cuda.takes(x, y, site) else cpu).add_lora(x, y, segments, site)
 
 
 def add_expert_lora(x: Tensor, y: Tensor, pairs: ExpertPairs, weights: SiteWeights) -> None:

@@ -1,39 +1,132 @@
-"""The torch path for CPUs: two matrix products a segment, or two batched ones a layer where segments are short and alike."""
+"""The torch path for CPUs: batched products over adapters that stand side by side, else two products a segment."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
-from mint_stream.kernels.segments import LoraWeights, Segment, Segments, SiteWeights
+from mint_stream.kernels.segments import LoraWeights, Segment, Segments, SharedStack, SiteWeights, SliceWeights
 
-STACKED_ROWS = 16
-"""Segments of up to this many rows go through one batched product; longer ones fill the cores by themselves."""
+BATCHED_ROWS = 64
+"""Adapters with up to this many rows in a pass may go through one batched product; longer segments fill the cores by themselves."""
+PADDED_ROWS = 4
+"""How many times its rows a batched product may compute: they are filled up to the longest."""
 
 
 def add_lora(x: Tensor, y: Tensor, segments: Segments, weights: SiteWeights) -> None:
     """As reference.add_lora."""
-    rows = _equal_rows(segments, weights)
-    if rows:
-        _add_stacked(x, y, segments.items[0].start, rows, weights)
-        return
-    for segment, lora in weights.pairs(segments):
-        y[segment.start : segment.end].addmm_(x[segment.start : segment.end] @ lora.A.t(), lora.Bt, alpha=lora.scaling)
+    add_lora_slices(x, (y,), segments, SliceWeights((weights,)))
 
 
-def _equal_rows(segments: Segments, weights: SiteWeights) -> int:
-    """Rows of each segment when slot i is segment i and all are equally short; else 0."""
-    items = segments.items
-    if len(items) != len(weights.at) or len(items) < 2:
-        return 0
-    rows = items[0].end - items[0].start
-    alike = all(item.slot == slot and item.end - item.start == rows for slot, item in enumerate(items))
-    adjacent = items[-1].end - items[0].start == rows * len(items)
-    return rows if alike and adjacent and 0 < rows <= STACKED_ROWS else 0
+def add_lora_slices(x: Tensor, ys: Sequence[Tensor], segments: Segments, weights: SliceWeights) -> None:
+    """add_lora of each of ys [rows, out] with its own site's weights; all sites read the same x. ys may be columns of one tensor."""
+    for stack in weights.stacks:
+        _add_stack(x.to(stack.A.dtype), ys, stack, _share(segments, stack))
+    for y, site in zip(ys, weights.sites, strict=True):
+        if site is not None and not site.stacks:
+            for segment, lora in site.pairs(segments):
+                h = x[segment.start : segment.end].to(lora.A.dtype) @ lora.A.t()
+                _add_product(y[segment.start : segment.end], h * lora.scaling, lora.Bt)
 
 
-def _add_stacked(x: Tensor, y: Tensor, start: int, rows: int, weights: SiteWeights) -> None:
-    a, b = weights.stack()
-    end = start + rows * len(weights.at)
-    h = x[start:end].view(len(weights.at), rows, -1).bmm(a)
-    y[start:end].view(len(weights.at), rows, -1).baddbmm_(h, b)
+@dataclass(frozen=True)
+class _Gathered:
+    """Rows brought together for a batched product of `slots · height` places."""
+
+    rows: Tensor
+    """[slots · height]: which row of the pass goes where. An adapter with fewer rows repeats one, its outcome there is not used."""
+    kept: Tensor
+    """Places whose outcome is used."""
+    kept_rows: Tensor
+    """The rows of the pass that these are for."""
+
+
+@dataclass(frozen=True)
+class _Share:
+    """The rows of a pass that belong to a stack's adapters. `alone`: segments multiplied one by one."""
+
+    alone: tuple[Segment, ...]
+    height: int = 0
+    """Rows an adapter of the batched product; 0: there is none."""
+    start: int = 0
+    """The batched rows are start ≤ row < start + slots · height, unless they are gathered."""
+    gathered: _Gathered | None = None
+
+
+def _share(segments: Segments, stack: SharedStack) -> _Share:
+    key = ("cpu", stack.first, stack.slots)
+    if key not in segments.placed:
+        segments.placed[key] = _shared_out(segments, stack.first, stack.slots)
+    share: _Share = segments.placed[key]
+    return share
+
+
+def _shared_out(segments: Segments, first: int, slots: int) -> _Share:
+    ours = [item for item in segments.items if first <= item.slot < first + slots and item.end > item.start]
+    rows: dict[int, list[int]] = {}
+    for item in ours:
+        rows.setdefault(item.slot, []).extend(range(item.start, item.end))
+    batched = _batched(rows, slots)
+    if len(batched) < 2:
+        return _Share(tuple(ours))
+    alone = tuple(item for item in ours if item.slot not in batched)
+    height = max(map(len, batched.values()))
+    begin = min(min(found) for found in batched.values())
+    placed = [row for slot in range(first, first + slots) for row in _padded(batched.get(slot, ()), height, begin)]
+    if placed == list(range(begin, begin + slots * height)):
+        return _Share(alone, height, begin)
+    kept = [(slot - first) * height + at for slot, found in sorted(batched.items()) for at in range(len(found))]
+    return _Share(alone, height, begin, _Gathered(torch.tensor(placed), torch.tensor(kept), torch.tensor([placed[at] for at in kept])))
+
+
+def _batched(rows: Mapping[int, list[int]], slots: int) -> dict[int, list[int]]:
+    """The slots whose rows are computed together: the shorter ones, as many as padding allows."""
+    chosen = sorted((slot for slot in rows if len(rows[slot]) <= BATCHED_ROWS), key=lambda slot: len(rows[slot]))
+    total = sum(len(rows[slot]) for slot in chosen)
+    while chosen and slots * len(rows[chosen[-1]]) > PADDED_ROWS * total:
+        total -= len(rows[chosen.pop()])
+    return {slot: rows[slot] for slot in sorted(chosen)}
+
+
+def _padded(rows: Sequence[int], height: int, otherwise: int) -> list[int]:
+    return [*rows, *[rows[0] if rows else otherwise] * (height - len(rows))]
+
+
+def _add_stack(x: Tensor, ys: Sequence[Tensor], stack: SharedStack, share: _Share) -> None:
+    for segment in share.alone:
+        at, rows = segment.slot - stack.first, slice(segment.start, segment.end)
+        h = x[rows] @ stack.A[at].t()
+        for part in stack.slices:
+            _add_product(ys[part.output][rows], h[:, part.begin : part.end], part.Bt[at])
+    if share.gathered is not None:
+        _add_gathered(x, ys, stack, share.height, share.gathered)
+    elif share.height:
+        _add_in_place(x, ys, stack, share.height, share.start)
+
+
+def _add_in_place(x: Tensor, ys: Sequence[Tensor], stack: SharedStack, height: int, start: int) -> None:
+    shape, rows = (stack.slots, height), slice(start, start + stack.slots * height)
+    h = x[rows].view(*shape, -1).bmm(stack.A.transpose(1, 2))
+    for part in stack.slices:
+        _add_product(ys[part.output][rows].view(*shape, -1), h[..., part.begin : part.end], part.Bt)
+
+
+def _add_gathered(x: Tensor, ys: Sequence[Tensor], stack: SharedStack, height: int, at: _Gathered) -> None:
+    h = x.index_select(0, at.rows).view(stack.slots, height, -1).bmm(stack.A.transpose(1, 2))
+    for part in stack.slices:
+        out = h[..., part.begin : part.end].bmm(part.Bt).flatten(0, 1).index_select(0, at.kept)
+        ys[part.output].index_add_(0, at.kept_rows, out.to(ys[part.output].dtype))
+
+
+def _add_product(y: Tensor, h: Tensor, bt: Tensor) -> None:
+    """y += h bt, [rows, ...] or [slots, rows, ...], where y may have fewer bits than the product."""
+    if y.dtype != h.dtype:
+        y.add_(h @ bt)
+    elif y.dim() == 2:
+        y.addmm_(h, bt)
+    else:
+        y.baddbmm_(h, bt)
 
 
 def train_lora(x: Tensor, y: Tensor, segments: Segments, weights: SiteWeights) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,8 +61,8 @@ class Segments:
 
     items: tuple[Segment, ...]
     rows: int
-    placed: dict[object, Tensor] = field(default_factory=dict, compare=False, repr=False)
-    """Work lists on devices, made once a pass for all layers that share them."""
+    placed: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Work lists, made once a pass for all layers that share them."""
 
     def __post_init__(self) -> None:
         last = 0
@@ -95,29 +97,114 @@ class Segments:
         return Segments.of_slots([slots[row] for row in rows])
 
 
-class SiteWeights:
-    """What the adapters of a batch have for one layer: `at[slot]`, None where an adapter does not target it."""
+@dataclass(frozen=True)
+class Stack:
+    """Adapters of one shape side by side in memory: slot first + i has A[i] and Bt[i], scaling folded into Bt."""
 
-    def __init__(self, at: Sequence[LoraWeights | None]) -> None:
-        self.at = tuple(at)
-        self.ranks = tuple(0 if weights is None else weights.rank for weights in self.at)
-        self.max_rank = max(self.ranks, default=0)
+    first: int
+    A: Tensor
+    """[slots, r, in], any strides."""
+    Bt: Tensor
+    """[slots, r, out], any strides."""
+
+    @property
+    def slots(self) -> int:
+        """How many adapters."""
+        return self.A.shape[0]
+
+
+class SiteWeights:
+    """What the adapters of a batch have for one layer: `at[slot]`, None where an adapter does not target it.
+
+    Built from single weights, or from stacks, whose adapters then also go through batched products.
+    """
+
+    def __init__(self, at: Sequence[LoraWeights | None] = (), stacks: Sequence[Stack] = ()) -> None:
+        self.stacks = tuple(stacks)
+        self._given = tuple(at)
         self.placed: dict[torch.device, Tensor] = {}
-        self._stack: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def at(self) -> tuple[LoraWeights | None, ...]:
+        """By slot."""
+        found: list[LoraWeights | None] = list(self._given)
+        for stack in self.stacks:
+            found.extend([None] * (stack.first + stack.slots - len(found)))
+            found[stack.first : stack.first + stack.slots] = [LoraWeights(a, bt) for a, bt in zip(stack.A, stack.Bt, strict=True)]
+        return tuple(found)
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """By slot, 0 where there is nothing."""
+        return tuple(0 if weights is None else weights.rank for weights in self.at)
+
+    @property
+    def max_rank(self) -> int:
+        """The largest of them."""
+        return max(self.ranks, default=0)
 
     def pairs(self, segments: Segments) -> list[tuple[Segment, LoraWeights]]:
         """Each segment that this layer adapts, with its weights, in row order."""
         return [(item, weights) for item in segments.items if (weights := self.at[item.slot]) is not None and item.end > item.start]
 
-    def stack(self) -> tuple[Tensor, Tensor]:
-        """All slots in two tensors: Aᵀ [slots, in, R] and Bt [slots, R, out], zero where ranks are shorter or nothing is adapted."""
-        if self._stack is None:
-            some = next(weights for weights in self.at if weights is not None)
-            a = some.A.new_zeros(len(self.at), some.A.shape[1], self.max_rank)
-            b = some.Bt.new_zeros(len(self.at), self.max_rank, some.Bt.shape[1])
-            for slot, weights in enumerate(self.at):
-                if weights is not None:
-                    a[slot, :, : weights.rank] = weights.A.t() * weights.scaling
-                    b[slot, : weights.rank] = weights.Bt
-            self._stack = (a, b)
-        return self._stack
+
+class SliceWeights:
+    """What the adapters of a batch have for several layers that read the same x: `sites[i]` is for the i-th output, None for none."""
+
+    def __init__(self, sites: Sequence[SiteWeights | None]) -> None:
+        self.sites = tuple(sites)
+
+    @cached_property
+    def stacks(self) -> tuple["SharedStack", ...]:
+        """Every stack of every site, those joined whose As follow each other in memory."""
+        alone = [
+            SharedStack(stack.first, stack.A, (Slice(output, 0, stack.A.shape[1], stack.Bt),))
+            for output, site in enumerate(self.sites)
+            if site is not None
+            for stack in site.stacks
+        ]
+        joined: list[SharedStack] = []
+        for stack in sorted(alone, key=lambda one: (one.first, one.slices[0].output)):
+            if joined and (both := joined[-1].followed_by(stack)) is not None:
+                joined[-1] = both
+            else:
+                joined.append(stack)
+        return tuple(joined)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Ranks begin ≤ r < end of a shared stack's A belong to one output."""
+
+    output: int
+    begin: int
+    end: int
+    Bt: Tensor
+    """[slots, end - begin, out]"""
+
+
+@dataclass(frozen=True)
+class SharedStack:
+    """Stacks of layers that read the same x: one product of x with all their As."""
+
+    first: int
+    A: Tensor
+    """[slots, Σ r, in]"""
+    slices: tuple[Slice, ...]
+
+    @property
+    def slots(self) -> int:
+        """How many adapters."""
+        return self.A.shape[0]
+
+    def followed_by(self, other: "SharedStack") -> "SharedStack | None":
+        """Both as one view, None when the other's A does not stand right behind this one's."""
+        mine, theirs = self.A, other.A
+        behind = mine.untyped_storage().data_ptr() == theirs.untyped_storage().data_ptr()
+        behind = behind and mine.storage_offset() + mine.shape[1] * mine.shape[2] == theirs.storage_offset()
+        if not behind or (self.first, self.slots, mine.stride()) != (other.first, other.slots, theirs.stride()):
+            return None
+        (last,) = other.slices
+        ranks = mine.shape[1] + theirs.shape[1]
+        whole = mine.as_strided((self.slots, ranks, mine.shape[2]), mine.stride())
+        return SharedStack(self.first, whole, (*self.slices, Slice(last.output, mine.shape[1], ranks, last.Bt)))

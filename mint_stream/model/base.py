@@ -54,6 +54,11 @@ class ResidentBase:
         """The class of the model, e.g. LlamaForCausalLM."""
         return type(self.model).__name__
 
+    @property
+    def adapter_dtype(self) -> torch.dtype:
+        """What its adapters are kept in: on CPUs float32 always, where torch's small products of other kinds cost more than they save."""
+        return torch.float32 if self.device.type == "cpu" else self.dtype
+
     def targets(self) -> tuple[TargetShape, ...]:
         """What an adapter may target by kind, for the pool's base-models record."""
         return grouped_targets({path: (shape, 0) for path, shape in self.layers.items()})

@@ -9,6 +9,7 @@ from transformers import Cache
 
 from mint_stream.errors import BaseUnusable
 from mint_stream.model import attention, experts, parameters
+from mint_stream.model.fused import fuse
 from mint_stream.model.latent import LatentCache, chooses, latent_layers, visible
 from mint_stream.model.lora_linear import LoraSites
 from mint_stream.model.passes import KeyValues, Pass
@@ -51,6 +52,8 @@ class PackedModel:
             experts.register()
             model.set_experts_implementation(experts.NAME)  # type: ignore[operator]
         model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
+        if self.device.type == "cpu":  # the GPU kernels want each output by itself
+            fuse(model)
         if getattr(model.config, "_attn_implementation", None) != attention.NAME:
             raise BaseUnusable(f"{type(model).__name__} does not use transformers' attention registry, so its passes cannot be packed")
 

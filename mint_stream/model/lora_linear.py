@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mint_stream.kernels import Segments, add_lora, lora_with_gradients
+from mint_stream.kernels import Segments, add_lora_slices, lora_with_gradients
 from mint_stream.model.latent import is_latent
 from mint_stream.model.passes import Pass
+from mint_stream.model.product import Product
 
 
 class LoraLinear(nn.Linear):
@@ -25,19 +26,18 @@ class LoraLinear(nn.Linear):
         self.reads_cache = False
         """Its rows are all cached ones, not the pass's tokens."""
         self._current, self._anchor = current, anchor
+        self._product = Product([self])
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out]: the base's answer, plus the adapter's in rows that have one."""
         flat = x.reshape(-1, self.in_features)
-        y = functional.linear(flat, self.weight, self.bias)
         pass_ = self._current.get()
-        weights = None if pass_ is None else pass_.adapters.site(self.path)
-        if pass_ is not None and weights is not None:
-            segments = self.row_space(pass_)
-            if pass_.training:
-                y = lora_with_gradients(flat, y, segments, weights, self._anchor)
-            else:
-                add_lora(flat, y, segments, weights)
+        if pass_ is None or pass_.training:
+            y = self._with_gradients(flat, pass_)
+        else:
+            y = self._product(flat)
+            if (weights := pass_.adapters.slices((self.path,))) is not None:
+                add_lora_slices(flat, (y,), self.row_space(pass_), weights)
         return y.view(*x.shape[:-1], self.out_features)
 
     def row_space(self, pass_: Pass) -> Segments:
@@ -45,6 +45,11 @@ class LoraLinear(nn.Linear):
         if self.reads_cache:
             return pass_.cached_segments
         return pass_.selected_segments if self.selects_rows else pass_.segments
+
+    def _with_gradients(self, flat: Tensor, pass_: Pass | None) -> Tensor:
+        y = functional.linear(flat, self.weight, self.bias)
+        weights = None if pass_ is None else pass_.adapters.site(self.path)
+        return y if pass_ is None or weights is None else lora_with_gradients(flat, y, self.row_space(pass_), weights, self._anchor)
 
 
 class LoraSites:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from mint_stream.kernels import LoraWeights, Segment, Segments, SiteWeights
+from mint_stream.kernels import LoraWeights, Segment, Segments, SiteWeights, SliceWeights
 
 T = TypeVar("T")
 
@@ -42,13 +42,24 @@ class AdapterSet:
     def __init__(self, layers: Sequence[Mapping[str, LoraWeights]]) -> None:
         self.layers = tuple(layers)
         self._sites: dict[str, SiteWeights | None] = {}
+        self._slices: dict[tuple[str, ...], SliceWeights | None] = {}
 
     def site(self, path: str) -> SiteWeights | None:
         """Weights of the layer at `path`; None when no adapter of the set targets it."""
         if path not in self._sites:
-            at = [layers.get(path) for layers in self.layers]
-            self._sites[path] = SiteWeights(at) if any(at) else None
+            self._sites[path] = self._made(path)
         return self._sites[path]
+
+    def slices(self, paths: tuple[str, ...]) -> SliceWeights | None:
+        """Weights of layers that read the same input; None when no adapter of the set targets any of them."""
+        if paths not in self._slices:
+            sites = [self.site(path) for path in paths]
+            self._slices[paths] = SliceWeights(sites) if any(site is not None for site in sites) else None
+        return self._slices[paths]
+
+    def _made(self, path: str) -> SiteWeights | None:
+        at = [layers.get(path) for layers in self.layers]
+        return SiteWeights(at) if any(at) else None
 
 
 NO_ADAPTERS = AdapterSet(())

@@ -6,7 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mint_stream.kernels import Dropout, LoraWeights, Segment, Segments, SiteWeights, add_lora, cpu, lora_with_gradients, reference
+from mint_stream.kernels import (
+    Dropout,
+    LoraWeights,
+    Segment,
+    Segments,
+    SiteWeights,
+    SliceWeights,
+    Stack,
+    add_lora,
+    add_lora_slices,
+    cpu,
+    lora_with_gradients,
+    reference,
+)
 
 IN, OUT = 12, 10
 
@@ -41,16 +54,66 @@ def test_every_row_gets_its_own_adapter_and_base_rows_keep_their_bits(slots: lis
         assert (slot >= 0 and ranks[slot] > 0) or torch.equal(got[row], y[row])
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-def test_equal_short_segments_of_mixed_ranks_go_through_one_batched_product(rows: int) -> None:
-    x, y = _tensors(rows * 3 + 2)
-    site = SiteWeights([_weights(8, 0), None, _weights(3, 2)])
-    segments = Segments.of_slots([-1, -1] + [slot for slot in range(3) for _ in range(rows)])
-    expected, got = y.clone(), y.clone()
-    reference.add_lora(x, expected, segments, site)
-    cpu.add_lora(x, got, segments, site)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    assert site._stack is not None and torch.equal(got[:2], y[:2])
+SHAPES = ((3, 10), (5, 6))
+"""(rank, out) of two layers that read the same x."""
+
+
+def _stacked(first: int, slots: int, seed: int, together: bool) -> tuple[Stack, ...]:
+    """One stack a layer of SHAPES, cut from rows of one arena as a batch's adapters are; `together`: their As are neighbours."""
+    sizes = [rank * IN for rank, _ in SHAPES] + [rank * out for rank, out in SHAPES]
+    order = [0, 1, 2, 3] if together else [0, 2, 1, 3]
+    starts = {part: sum(sizes[other] for other in order[:at]) for at, part in enumerate(order)}
+    arena = torch.randn(slots, sum(sizes), generator=torch.Generator().manual_seed(seed))
+    parts = [arena[:, starts[part] : starts[part] + sizes[part]] for part in range(4)]
+    ranks = [rank for rank, _ in SHAPES]
+    return tuple(Stack(first, parts[at].view(slots, ranks[at], IN), parts[2 + at].view(slots, ranks[at], -1)) for at in range(2))
+
+
+def _two_layers(together: bool) -> SliceWeights:
+    """Three adapters of one layout in slots 0 to 2, two of another in slots 3 and 4; only the first targets the second layer."""
+    first, second = _stacked(0, 3, 1, together), _stacked(3, 2, 2, together)
+    return SliceWeights((SiteWeights(stacks=(first[0], second[0])), SiteWeights([None] * 5, stacks=(first[1],))))
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.integers(-1, 4), min_size=1, max_size=60).map(sorted), st.booleans())
+def test_layers_that_share_their_input_each_get_what_the_reference_says(slots: list[int], together: bool) -> None:
+    x, segments, weights = torch.randn(len(slots), IN), Segments.of_slots(slots), _two_layers(together)
+    fused = torch.randn(len(slots), 16)
+    expected = [part.clone() for part in fused.split([10, 6], dim=1)]
+    for y, site in zip(expected, weights.sites, strict=True):
+        assert site is not None
+        reference.add_lora(x, y, segments, site)
+    before = fused.clone()
+    add_lora_slices(x, fused.split([10, 6], dim=1), segments, weights)
+    torch.testing.assert_close(fused, torch.cat(expected, dim=1), atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(fused[row], before[row]) for row, slot in enumerate(slots) if slot < 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batched"), [([4, 4, 4], 4), ([1, 3, 2], 3), ([2, 0, 2], 2), ([40, 40, 3], 40), ([60, 2, 3], 60), ([90, 2, 3], 3), ([90, 2, 0], 0), ([5, 0, 0], 0)]
+)
+def test_adapters_with_few_rows_go_through_one_batched_product(rows: list[int], batched: int) -> None:
+    segments = Segments.of_slots([-1] + [slot for slot, count in enumerate(rows) for _ in range(count)])
+    (stack, *_) = _two_layers(together=True).stacks
+    share = cpu._share(segments, stack)
+    assert (share.height, share.gathered is None) == (batched, rows == [4, 4, 4] or not batched)
+    assert [item.end - item.start for item in share.alone] == [count for count in rows if count > (cpu.BATCHED_ROWS if batched else 0)]
+
+
+def test_neighbouring_As_are_one_product_and_others_are_not() -> None:
+    assert [len(stack.slices) for stack in _two_layers(together=True).stacks] == [2, 1]
+    assert [len(stack.slices) for stack in _two_layers(together=False).stacks] == [1, 1, 1]
+
+
+def test_numbers_that_are_not_finite_stay_with_their_adapter_in_a_batched_product() -> None:
+    x, weights, segments = torch.randn(6, IN), _two_layers(together=True), Segments.of_slots([0, 0, 0, 2, 2, -1])
+    for site in weights.sites:
+        assert site is not None
+        site.stacks[0].A[:2].fill_(torch.nan)
+    fused = torch.randn(6, 16)
+    add_lora_slices(x, fused.split([10, 6], dim=1), segments, weights)
+    assert not fused[:3].isfinite().any() and bool(fused[3:].isfinite().all())
 
 
 @settings(deadline=None, max_examples=40)
