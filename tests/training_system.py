@@ -17,8 +17,9 @@ from mint_stream.app.train import TrainRole, nothing
 from mint_stream.app.workplace import Workplace
 from mint_stream.bus import provision
 from mint_stream.bus.connection import Connection
+from mint_stream.bus.events import Headers
 from mint_stream.bus.local_kafka import LocalKafka
-from mint_stream.bus.producer import Producer
+from mint_stream.bus.producer import Outgoing, Producer
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.bus.transactions import TransactionalProducer
 from mint_stream.catalog import Catalog
@@ -35,7 +36,8 @@ from tests.factories import chat_lines, tiny_base
 PARTITIONS = 2
 POOL = "tiny"
 GOOD = "good.jsonl"
-SILENCE_S = 5.0
+SILENCE_S = 20.0
+"""Far longer than a busy machine stalls: a takeover has to be asked for."""
 
 
 class TrainingSystem:
@@ -101,6 +103,12 @@ class TrainingSystem:
     async def submit(self, job: TrainingJob, partition: int | None = None) -> None:
         """Produce the job's record."""
         await self.producer.publish(contracts.TRAINING_JOBS, job, job.adapter_id, pool=POOL, partition=partition)
+
+    async def raw(
+        self, topic: str, value: bytes | None, key: bytes | None = None, partition: int | None = None, headers: Headers = ()
+    ) -> None:
+        """Produce bytes as a stranger would."""
+        await self.producer.publish_raw(Outgoing(topic, key, value, headers, partition))
 
     async def cancel(self, job_id: str) -> None:
         """Produce a cancel control."""

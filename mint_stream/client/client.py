@@ -135,7 +135,8 @@ class Client:
 
     async def cancel(self, request_id: str, reason: str = "", tenant: str = "default") -> None:
         """Stop working on a tenant's request: its result will be the error `cancelled`, unless it is already there."""
-        record = Cancellation(tenant=tenant, request_id=request_id, reason=reason, cancelled_at_ms=now_ms())
+        fields = {"tenant": tenant, "request_id": request_id, "reason": reason, "cancelled_at_ms": now_ms()}
+        record = made(Cancellation, InvalidRequest, **fields)
         await self._producer.publish(contracts.INFERENCE_CANCELLATIONS, record, request_id)
 
     async def train(self, job: TrainingJob) -> str:
@@ -153,7 +154,7 @@ class Client:
 
     async def cancel_job(self, job_id: str, reason: str = "") -> None:
         """Stop a job. It ends with state `cancelled`; what it published stays."""
-        record = TrainingControl(job_id=job_id, action="cancel", reason=reason, issued_at_ms=now_ms())
+        record = made(TrainingControl, InvalidRequest, job_id=job_id, action="cancel", reason=reason, issued_at_ms=now_ms())
         await self._producer.publish(contracts.TRAINING_CONTROLS, record, job_id)
 
     def revisions(self, adapter_id: str | None = None, since: Since = "latest") -> Feed[AdapterEvent]:

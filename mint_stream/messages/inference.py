@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from mint_stream.messages.record import Record
-from mint_stream.messages.shared import CatalogPosition, Digest, EpochMs, ErrorBody, Id, Name
+from mint_stream.messages.shared import CatalogPosition, Digest, EpochMs, ErrorBody, Id, Name, Reason
 
 AdapterRef = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}(@[a-zA-Z0-9._-]{1,128})?$")]
 """`adapter`, `adapter@7` or `adapter@alias`; a bare name means its production revision."""
@@ -152,7 +152,7 @@ class Cancellation(Record):
     tenant: Name = "default"
     request_id: Id | None = None
     batch_id: Id | None = None
-    reason: str = ""
+    reason: Reason = ""
     cancelled_at_ms: EpochMs
 
     @model_validator(mode="after")

@@ -1,9 +1,10 @@
 """Small values that several record families carry."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints
 
+from mint_stream.errors import MintError
 from mint_stream.messages.record import Record
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$")]
@@ -19,6 +20,13 @@ EpochMs = Annotated[int, Field(ge=0)]
 """Milliseconds since 1970-01-01 UTC."""
 
 
+Reason = Annotated[str, StringConstraints(max_length=1000)]
+"""Why somebody asked for something, in their words. It is told to others, so it has to fit into what they are told by."""
+
+MESSAGE_CHARACTERS = 4096
+"""What an error tells at most: it quotes what it was given, and must fit into a record whatever that was."""
+
+
 class CatalogPosition(Record):
     """A place in the `adapter-revisions` log. A reader that applied this offset of this partition has seen the change."""
 
@@ -31,6 +39,12 @@ class ErrorBody(Record):
 
     code: str
     message: str
+
+    @classmethod
+    def of(cls, error: MintError) -> Self:
+        """The body of an error, its sentence cut after MESSAGE_CHARACTERS."""
+        whole = str(error)
+        return cls(code=error.code, message=whole if len(whole) <= MESSAGE_CHARACTERS else f"{whole[: MESSAGE_CHARACTERS - 1]}…")
 
 
 class TargetShape(Record):

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from mint_stream.messages.adapters import PromotionRule, RevisionNumber
 from mint_stream.messages.record import Record
-from mint_stream.messages.shared import EpochMs, ErrorBody, Id, Name
+from mint_stream.messages.shared import EpochMs, ErrorBody, Id, Name, Reason
 
 
 class LoraSettings(Record):
@@ -45,7 +45,7 @@ class TrainingJob(Record):
     tenant: Name = "default"
     adapter_id: Name
     method: Literal["sft"] = "sft"
-    dataset_uri: str
+    dataset_uri: str = Field(max_length=4096)
     """JSON lines, each `{"messages": [...]}` or `{"prompt": ..., "completion": ...}`."""
     lora: LoraSettings = LoraSettings()
     hyperparameters: Hyperparameters
@@ -70,7 +70,7 @@ class TrainingControl(Record):
 
     job_id: Id
     action: Literal["cancel"]
-    reason: str = ""
+    reason: Reason = ""
     issued_at_ms: EpochMs
 
 

@@ -109,7 +109,7 @@ def refusal(request: InferenceRequest, digest: str, error: MintError, attempt: i
         request_digest=digest,
         status="error",
         adapter=request.adapter,
-        error=ErrorBody(code=error.code, message=str(error)),
+        error=ErrorBody.of(error),
         attempt=attempt,
         completed_at_ms=now_ms(),
     )
@@ -125,7 +125,7 @@ def refusal_of_unreadable(value: bytes | None, error: MintError, attempt: int) -
             tenant=tenant,
             request_digest=hashlib.sha256(value or b"").hexdigest(),
             status="error",
-            error=ErrorBody(code=error.code, message=str(error)),
+            error=ErrorBody.of(error),
             attempt=attempt,
             completed_at_ms=now_ms(),
         )

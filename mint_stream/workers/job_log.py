@@ -1,6 +1,7 @@
 """What is known of every training job: the fold of `training-events` and of `training-controls`, both replayed before any job starts."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,8 @@ from mint_stream.bus.connection import Connection
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.errors import InvalidRecord
 from mint_stream.messages.training import TERMINAL, JobState, TrainingControl, TrainingEvent
+
+log = logging.getLogger(__name__)
 
 Standing = Literal["free", "held", "over"]
 """free: nobody works on the job; held: a trainer does; over: the job is terminal."""
@@ -110,5 +113,6 @@ def _event(record: LogRecord) -> TrainingEvent | None:
 def _control(record: LogRecord) -> TrainingControl | None:
     try:
         return TrainingControl.decode(record.value)
-    except InvalidRecord:
+    except InvalidRecord as error:
+        log.warning("training-controls offset=%d passed over: %s", record.offset, error)
         return None

@@ -44,7 +44,7 @@ class JobReport:
     async def failure(self, state: JobState, error: MintError, fault: str) -> None:
         """Write why the job ended badly."""
         log.warning("%s job_id=%s adapter_id=%s code=%s %s", state, self._job.job_id, self._job.adapter_id, error.code, error)
-        await self.say(state, error=ErrorBody(code=error.code, message=str(error)), fault=fault)
+        await self.say(state, error=ErrorBody.of(error), fault=fault)
 
     @asynccontextmanager
     async def beating(self, every_s: float) -> AsyncIterator[None]:
@@ -92,7 +92,7 @@ def obituary(value: bytes | None, error: MintError, worker_id: str, state: JobSt
             attempt=attempt,
             worker_id=worker_id,
             steps=0,
-            error=ErrorBody(code=error.code, message=str(error)),
+            error=ErrorBody.of(error),
             fault="user" if state == "rejected" else "server",
             at_ms=now_ms(),
         )

@@ -6,6 +6,7 @@ from mint_stream import contracts
 from mint_stream.bus.producer import Producer
 from mint_stream.errors import AdapterUnloadable, BusUnavailable, CorruptObject, InvalidAdapter, MintError
 from mint_stream.messages.adapters import Quarantine, Revision
+from mint_stream.messages.shared import ErrorBody
 from mint_stream.workers.clock import now_ms
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class QuarantineReports:
             adapter_id=revision.adapter_id,
             issued_at_ms=now_ms(),
             number=revision.number,
-            reason=f"{error.code}: {error}",
+            reason=f"{error.code}: {ErrorBody.of(error).message}",
         )
         self._reported.add(key)
         try:

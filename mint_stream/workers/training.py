@@ -10,7 +10,7 @@ import logging
 
 from mint_stream.bus.intake import Delivery, Intake
 from mint_stream.bus.partitioner import murmur2_partition
-from mint_stream.bus.producer import Producer
+from mint_stream.bus.producer import Outgoing, Producer
 from mint_stream.contracts import Topic
 from mint_stream.errors import InvalidRecord, MintError
 from mint_stream.messages.training import TrainingJob
@@ -85,13 +85,17 @@ class TrainingWorker:
         self._after("record-closed")
 
     def _stray(self, job: TrainingJob, delivery: Delivery) -> bool:
-        return murmur2_partition(job.adapter_id.encode(), self._topic.partitions) != delivery.partition
+        return self._own_partition(job) != delivery.partition
 
     async def _forward(self, job: TrainingJob, delivery: Delivery) -> None:
-        """A producer that hashes keys in another way put it here; all jobs of an adapter belong into one partition."""
+        """A producer that hashes keys in another way put it here; all jobs of an adapter belong into one partition.
+
+        It goes on as the bytes it came in: they fit into a record once."""
         if not delivery.stale:
             log.info("forwarding job_id=%s from partition %d", job.job_id, delivery.partition)
-            await self._producer.publish(self._topic, job, job.adapter_id, pool=self._terms.pool, partition=self._own_partition(job))
+            await self._producer.publish_raw(
+                Outgoing(delivery.topic, delivery.key, delivery.value, delivery.headers, self._own_partition(job))
+            )
             await delivery.close()
 
     def _own_partition(self, job: TrainingJob) -> int:

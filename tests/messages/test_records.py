@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from mint_stream.errors import InvalidRecord
+from mint_stream.errors import InvalidRecord, InvalidRequest
 from mint_stream.messages.adapters import AdapterCommand, AdapterEvent, decode_command, decode_event
 from mint_stream.messages.fleet import WorkerStatus
 from mint_stream.messages.inference import InferenceChunk, InferenceRequest
 from mint_stream.messages.record import Record, canonical_digest, canonical_json
-from mint_stream.messages.shared import CatalogPosition, Digest, Id, Name
+from mint_stream.messages.shared import MESSAGE_CHARACTERS, CatalogPosition, Digest, ErrorBody, Id, Name
 from tests.records import TEXT, kinds, records
 
 KINDS = kinds()
@@ -206,3 +206,10 @@ def test_digests_are_what_they_were_when_they_were_first_written() -> None:
     """Results in the log and revisions in the store are compared with these for years: they must never move."""
     assert canonical_digest({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
     assert CatalogPosition(partition=1, offset=2).content_digest() == "e7e7cfa058654159cbe65cbdab25287b84792a9760dc2ace2a8b8614f9b6c89a"
+
+
+def test_an_errors_body_quotes_no_more_than_any_record_holds() -> None:
+    assert ErrorBody.of(InvalidRequest("short")) == ErrorBody(code="invalid-request", message="short")
+    cut = ErrorBody.of(InvalidRequest("a" * (MESSAGE_CHARACTERS + 1))).message
+    assert (len(cut), cut[-2:]) == (MESSAGE_CHARACTERS, "a…")
+    assert len(ErrorBody.of(InvalidRequest("a" * MESSAGE_CHARACTERS)).message.encode()) == MESSAGE_CHARACTERS

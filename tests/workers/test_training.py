@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from mint_stream import contracts
 from mint_stream.app.environment import environment_of
 from mint_stream.bus.partitioner import murmur2_partition
-from mint_stream.bus.producer import Outgoing
+from mint_stream.bus.producer import BROKER_LIMIT_BYTES, Outgoing
 from mint_stream.messages.training import LoraSettings
 from tests.training_system import GOOD, PARTITIONS, POOL, TrainingSystem
 
@@ -105,7 +105,7 @@ async def test_a_record_that_is_no_job_is_dead_lettered_told_and_passed_by(syste
     values = [b"\xff not json", None, json.dumps(broken).encode()]
     partition = murmur2_partition(name.encode(), PARTITIONS)
     for value in values:
-        await system.producer.publish_raw(Outgoing(JOBS, name.encode(), value, (("odd", b"\xff\xfe"),), partition))
+        await system.raw(JOBS, value, name.encode(), partition, (("odd", b"\xff\xfe"),))
     async with system.trainer():
         await system.submit(good)
         assert (await system.ended(f"{name}-good")).state == "succeeded"
@@ -113,6 +113,36 @@ async def test_a_record_that_is_no_job_is_dead_lettered_told_and_passed_by(syste
         assert told.state == "rejected" and told.error is not None and "hyperparameters.steps" in told.error.message
     assert await dead_letters(system, name) == values
     assert await committed_to_the_end(system)
+
+
+async def test_records_as_large_as_a_topic_takes_end_no_trainer(system: TrainingSystem, name: str) -> None:
+    """What is said of them quotes them and has to fit into a record as well, and so has one that is forwarded."""
+    fields = {"job_id": f"{name}-uri", "adapter_id": name, "dataset_uri": "file:///@", "submitted_at_ms": 1}
+    fields["hyperparameters"] = {"steps": 1, "max_length_tokens": 128}
+    targets = fields | {"dataset_uri": (system.data / GOOD).as_uri(), "lora": {"target_modules": ["@"]}}
+    control = {"job_id": f"{name}-good", "action": "cancel", "reason": "@", "issued_at_ms": 1}
+    partition = murmur2_partition(name.encode(), PARTITIONS)
+    async with system.trainer():
+        await system.raw(contracts.TRAINING_CONTROLS.name(), largest(control))
+        await system.raw(JOBS, largest(fields), name.encode(), partition)
+        await system.raw(JOBS, largest(targets | {"job_id": f"{name}-targets"}), name.encode(), partition)
+        await system.raw(JOBS, largest(targets | {"job_id": f"{name}-stray"}), name.encode(), 1 - partition)
+        ends = [await system.ended(f"{name}-{which}") for which in ("uri", "targets", "stray")]
+        await system.submit(system.job(f"{name}-good", name, hyperparameters={"steps": 1}))
+        assert (await system.ended(f"{name}-good")).state == "succeeded"
+    assert [(end.state, end.error and end.error.code) for end in ends] == [("rejected", "invalid-record")] + [
+        ("rejected", "invalid-job")
+    ] * 2
+    assert [end.error and end.error.message.count("xxxx…") for end in ends] == [0, 1, 1]
+    assert len(await dead_letters(system, name)) == 1
+    assert await committed_to_the_end(system)
+
+
+def largest(fields: dict[str, Any]) -> bytes:
+    """The JSON of these fields with so much text for the @ in it that Kafka just takes the record."""
+    value = json.dumps(fields).encode()
+    room = BROKER_LIMIT_BYTES - Outgoing("", b"k" * 16, value).size_bytes
+    return value.replace(b"@", b"x" * room)
 
 
 async def dead_letters(system: TrainingSystem, key: str) -> list[bytes | None]:
