@@ -25,6 +25,19 @@ ANSWERED_BY = {
 ALWAYS = frozenset({"command-repeated", "command-rejected"})
 
 
+class Waiting:
+    """One send that waits for its command's event."""
+
+    def __init__(self, wanted: str) -> None:
+        self._wanted = wanted
+        self.answer: asyncio.Future[AdapterEvent] = asyncio.get_running_loop().create_future()
+
+    def saw(self, event: AdapterEvent) -> None:
+        """An event of the command: the first that says what became of it is the answer."""
+        if not self.answer.done() and (event.type == self._wanted or event.type in ALWAYS):
+            self.answer.set_result(event)
+
+
 class Commands:
     """Sends commands and matches events to them by command_id.
 
@@ -35,23 +48,24 @@ class Commands:
         self._partitions = partitions
         self._readers: dict[int, LogReader] = {}
         self._opening = asyncio.Lock()
-        self._waiting: dict[str, tuple[str, asyncio.Future[AdapterEvent]]] = {}
+        self._waiting: dict[str, list[Waiting]] = {}
+        """By command_id: a command may be sent again while its answer is on the way."""
 
     async def send(self, command: AdapterCommand, timeout_s: float) -> AdapterEvent:
         """Produce the command and wait for its event. Raises CommandRejected with the registrar's reason, or ReplyTimeout."""
         reader = await self._reader(command.adapter_id)
-        answer = asyncio.get_running_loop().create_future()
-        self._waiting[command.command_id] = (ANSWERED_BY[command.type], answer)
+        waiting = Waiting(ANSWERED_BY[command.type])
+        self._waiting.setdefault(command.command_id, []).append(waiting)
         try:
             await self._producer.publish(contracts.ADAPTER_COMMANDS, command, command.adapter_id)
-            return accepted(await _first(answer, reader, timeout_s))
+            return accepted(await _first(waiting.answer, reader, timeout_s))
         except TimeoutError as error:
             raise ReplyTimeout(
                 f"no answer to {command.type} of adapter {command.adapter_id} in {timeout_s:g} s: is a registrar running "
                 f"(`mint-stream register`)? Command {command.command_id} may still be carried out"
             ) from error
         finally:
-            del self._waiting[command.command_id]
+            self._forget(command.command_id, waiting)
 
     async def stop(self) -> None:
         """End reading events."""
@@ -81,9 +95,15 @@ class Commands:
             event = decode_event(record.value)
         except InvalidRecord:
             return
-        wanted, answer = self._waiting.get(event.command_id, ("", None))
-        if answer is not None and not answer.done() and (event.type == wanted or event.type in ALWAYS):
-            answer.set_result(event)
+        for waiting in self._waiting.get(event.command_id, ()):
+            waiting.saw(event)
+
+    def _forget(self, command_id: str, waiting: "Waiting") -> None:
+        left = [other for other in self._waiting[command_id] if other is not waiting]
+        if left:
+            self._waiting[command_id] = left
+        else:
+            del self._waiting[command_id]
 
 
 def accepted(event: AdapterEvent) -> AdapterEvent:

@@ -65,6 +65,13 @@ class TestWithARegistrar:
         assert (again.type, again.number) == ("command-repeated", first.number)
         assert len((await client.adapter(unique)).revisions) == 1
 
+    async def test_a_command_sent_twice_at_once_is_carried_out_once_and_answered_twice(self, client: Client, unique: str):
+        sends = (client.announce(unique, manifest(), command_id=f"{unique}-1", timeout_s=30) for _ in range(2))
+        answers = await asyncio.gather(*sends)
+        assert [answer.command_id for answer in answers] == [f"{unique}-1"] * 2
+        assert {answer.number for answer in answers} == {1}
+        assert len((await client.adapter(unique)).revisions) == 1
+
     async def test_rules_and_retirement(self, client: Client, unique: str):
         await client.announce(unique, manifest())
         assert (await client.set_rule(unique, "manual")).rule == "manual"
