@@ -22,6 +22,7 @@ class SlottedCache(Cache):  # type: ignore[misc]  # transformers ships no types
         self.slots, self.slot_tokens = slots, slot_tokens
         self._dtype, self._device = dtype, device
         self._stored: dict[int, tuple[Tensor, Tensor]] = {}
+        self._states: dict[object, Tensor] = {}
         self._free = list(range(slots))
         self._rows = torch.empty(0, dtype=torch.long, device=device)
 
@@ -33,7 +34,8 @@ class SlottedCache(Cache):  # type: ignore[misc]  # transformers ships no types
     @property
     def nbytes(self) -> int:
         """Bytes when every slot is full."""
-        return sum(side.numel() * side.element_size() for pair in self._stored.values() for side in pair)
+        tensors = [*self._states.values(), *(side for pair in self._stored.values() for side in pair)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def take(self) -> int:
         """A free slot, the lowest, so that running slots are neighbours."""
@@ -51,6 +53,14 @@ class SlottedCache(Cache):  # type: ignore[misc]  # transformers ships no types
         """Where the rows of the next pass are written."""
         rows = [span.slot * self.slot_tokens + position for span in pass_.spans for position in range(span.position, span.length)]
         self._rows = torch.tensor(rows, dtype=torch.long, device=self._device)
+
+    def state(self, name: object, like: Tensor | None = None) -> Tensor:
+        """[slots, ...] under `name`; made of the shape of `like` [sequences, ...] at first. A slot taken anew has its last one's."""
+        if name not in self._states:
+            if like is None:
+                raise ValueError(f"nothing was ever kept as {name}")
+            self._states[name] = like.new_zeros(self.slots, *like.shape[1:])
+        return self._states[name]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values, each [slots, kv_heads, tokens, width], as views."""

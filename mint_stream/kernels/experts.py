@@ -58,4 +58,5 @@ def add_expert_lora(x: Tensor, y: Tensor, pairs: ExpertPairs, weights: SiteWeigh
     for group, lora in pairs.adapted(weights):
         rank = lora.rank // pairs.experts
         rows, at = slice(group.start, group.end), slice(group.expert * rank, (group.expert + 1) * rank)
-        y[rows].addmm_(x[rows] @ lora.A[at].t(), lora.Bt[at], alpha=lora.scaling)
+        part = (x[rows].to(lora.A.dtype) @ lora.A[at].t()) @ lora.Bt[at]
+        y[rows].add_(part.to(y.dtype), alpha=lora.scaling)

@@ -20,8 +20,14 @@ from mint_stream.model.parameters import bare_parameters
 __all__ = ["ResidentBase", "base_digest", "describe", "load_base", "native_dtype"]
 
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-_LAYER_TYPES_OF = {"deepseek_v32": frozenset({"indexed_attention"}), "glm_moe_dsa": frozenset({"indexed_attention"})}
+_LAYER_TYPES_OF = {
+    "deepseek_v32": frozenset({"indexed_attention"}),
+    "glm_moe_dsa": frozenset({"indexed_attention"}),
+    "qwen3_next": frozenset({"linear_attention"}),
+}
 """Layers that are served in the kinds they were held to PEFT in, and in no other."""
+_HYBRIDS = frozenset({"qwen3_next"})
+"""Kinds of linear and full attention whose source was read: transformers does not say that they take part in its attention registry."""
 _BATCH_DEPENDENT_ROTARY = frozenset({"dynamic", "longrope"})
 
 
@@ -134,13 +140,15 @@ def check_servable(config: Any) -> None:
     kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if kind is None:
         raise BaseUnusable(f"{name} is not a causal language model that this transformers knows")
-    if not kind._supports_attention_backend:
+    if not kind._supports_attention_backend and config.model_type not in _HYBRIDS:
         raise BaseUnusable(f"{name} does not take part in transformers' attention registry, so its passes cannot be packed")
     if getattr(config, "quantization_config", None):
         raise BaseUnusable(f"{name} is stored quantized, which is not supported: use the original weights")
     text = config.get_text_config()
     if odd := set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES - _LAYER_TYPES_OF.get(text.model_type, frozenset()):
         raise BaseUnusable(f"{name} has {', '.join(sorted(odd))} layers, which are not supported")
+    if getattr(kind, "_is_stateful", False) and config.model_type not in _HYBRIDS:
+        raise BaseUnusable(f"{name} keeps a recurrent state, which is supported for {', '.join(sorted(_HYBRIDS))} only")
     if odd := _rotary_types(text) & _BATCH_DEPENDENT_ROTARY:
         raise BaseUnusable(f"{name} uses {', '.join(sorted(odd))} rotary scaling: its numbers depend on the longest sequence beside them")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from mint_stream.errors import BaseUnusable
-from mint_stream.model import attention, experts, parameters
+from mint_stream.model import attention, experts, parameters, recurrent
 from mint_stream.model.fused import fuse
 from mint_stream.model.latent import LatentCache, chooses, latent_layers, visible
 from mint_stream.model.lora_linear import LoraSites
@@ -48,6 +48,7 @@ class PackedModel:
         self.sites = LoraSites(model, linears, head)
         self._latent, self._chooses = latent_layers(model), chooses(model)
         parameters.install(model, self.sites.current)
+        recurrent.install(model, self.sites)
         if any(experts.is_experts(module) for module in model.modules()):
             experts.register()
             model.set_experts_implementation(experts.NAME)  # type: ignore[operator]

@@ -71,6 +71,9 @@ class KeyValues(Protocol):
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each [slots, kv_heads, tokens, width]."""
 
+    def state(self, name: object, like: Tensor | None = None) -> Tensor:
+        """[slots, ...]: what layers keep of a sequence besides keys and values. Made of the shape of `like` [sequences, ...] at first."""
+
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write this pass's keys and values [1, kv_heads, rows, width]; give them back unchanged."""
 

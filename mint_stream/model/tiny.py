@@ -42,6 +42,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"model_type": "deepseek_v3", **_LATENT},
     "deepseek_v32": {"model_type": "deepseek_v32", **_LATENT, **_SPARSE},
     "glm_moe_dsa": {"model_type": "glm_moe_dsa", **_LATENT, **_SPARSE, "indexer_types": ["full", "shared"]},
+    "qwen3_next": {"model_type": "qwen3_next", "head_dim": 16, "layer_types": ["linear_attention", "full_attention"], "num_experts": 4,
+                   "shared_expert_intermediate_size": 40, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
+                   "linear_num_key_heads": 2, "linear_num_value_heads": 4, **_MOE},
     "qwen2_moe": {"model_type": "qwen2_moe", "num_experts": 4, "shared_expert_intermediate_size": 40, **_MOE},
 }  # fmt: skip
 """What each kind adds to the common shape. Windows are shorter than any test's prompt, so they matter."""

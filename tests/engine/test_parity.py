@@ -44,6 +44,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "latent": {"r": 4, "lora_alpha": 6, "target_modules": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]},
     "expanding": {"r": 3, "lora_alpha": 9, "target_modules": ["kv_b_proj"]},
     "indexer": {"r": 3, "lora_alpha": 3, "target_modules": ["wq_b", "wk", "weights_proj"]},
+    "linear-attention": {"r": 4, "lora_alpha": 6, "target_modules": ["in_proj_qkvz", "in_proj_ba", "out_proj"]},
     "shared": {"r": 4, "lora_alpha": 8, "target_modules": ["gate_proj", "up_proj", "down_proj"]},
 }
 DENSE = ("all-linear", "rs-qv", "patterns", "one-layer", "with-head")
@@ -65,6 +66,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "deepseek_v3": LATENT,
     "deepseek_v32": (*LATENT, "indexer"),  # MLA that looks at a few chosen tokens (DSA)
     "glm_moe_dsa": (*LATENT, "indexer"),
+    "qwen3_next": (*MIXTURE, "linear-attention", "shared"),  # a hybrid of linear and full attention
     "qwen2_moe": (*MIXTURE, "router", "shared"),  # a shared expert, gated
 }
 """The kinds that are served, and the adapters each is held to PEFT with."""
@@ -183,7 +185,7 @@ def test_a_freed_slot_leaves_no_number_that_is_not_finite_behind(tmp_path: Path)
             torch.testing.assert_close(row, base_only.logits(tokens[key])[position], atol=ATOL, rtol=0)
 
 
-BROKEN = {"qwen3_moe": "all-of-a-mixture", "deepseek_v3": "latent", "deepseek_v32": "latent"}
+BROKEN = {"qwen3_moe": "all-of-a-mixture", "deepseek_v3": "latent", "deepseek_v32": "latent", "qwen3_next": "linear-attention"}
 
 
 @pytest.mark.parametrize("kind", BROKEN)

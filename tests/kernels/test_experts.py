@@ -69,6 +69,16 @@ def test_a_broken_adapter_in_company_changes_no_bit_of_its_neighbours() -> None:
     assert torch.equal(alone[~theirs], beside[~theirs]) and bool(beside[theirs].isnan().all())
 
 
+def test_adapters_may_be_wider_than_what_the_base_computes_in() -> None:
+    pairs = ExpertPairs.of(chosen(5, 2, 0), Segments.of_slots([0, 0, 1, -1, 1]), EXPERTS)
+    x, y = torch.randn(10, IN).bfloat16(), torch.randn(10, OUT).bfloat16()
+    expected, got = y.clone(), y.clone()
+    site = SiteWeights([lora(3, 0), lora(1, 1)])
+    reference.add_expert_lora(x, expected, pairs, site)
+    add_expert_lora(x, got, pairs, site)
+    torch.testing.assert_close(got, expected, atol=0.1, rtol=0.02)
+
+
 def test_pairs_of_another_layer_are_refused() -> None:
     pairs = ExpertPairs.of(chosen(2, 2, 0), Segments((), 2), EXPERTS)
     with pytest.raises(ValueError, match="the layer has 4 pairs, x has 3"):
