@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalStateError, KafkaError
 
 from mint_stream.bus.committer import Committer
 from mint_stream.bus.connection import Connection, failure
@@ -85,7 +85,10 @@ class Intake:
         self._spawn(Liveness(self._consumer, self.limits.stuck_after_s, self._moving).run(), "liveness")
 
     async def stop(self, failed: bool = False) -> None:
-        """Commit and leave the group; open work becomes stale. `failed`: the work itself ends this worker: a takeover for its successor."""
+        """Commit and disconnect; open work becomes stale. `failed`: the work itself ends this worker: a takeover for its successor.
+
+        A member without a `group_instance_id` leaves the group, and the others have its partitions at once. One with it does not: its
+        partitions wait `session_timeout_s` for its next process, so that a restart moves nothing, and stand still for so long otherwise."""
         if self._consumer is None:
             return
         self._outlet.closed_for_good = True
@@ -199,14 +202,16 @@ class Intake:
             room = max(1, self.limits.max_records - self._outlet.held_records)
             try:
                 fetched = await fetch(self._consumer, self._fetch_offsets, _POLL_MS, room)
+                self._accept(fetched)
+                if not fetched:
+                    await self._pass_over()
+            except IllegalStateError as error:
+                log.info("a rebalance took a partition of %s away meanwhile: %s", self.group, error)
+                await asyncio.sleep(_POLL_MS / 1000)
             except KafkaError as error:
                 if not error.retriable:
                     raise BusUnavailable(f"fetching for {self.group} failed: {error!r}") from error
                 log.warning("fetching for %s failed, will go on: %r", self.group, error)
-                continue
-            self._accept(fetched)
-            if not fetched:
-                await self._pass_over()
 
     def _fetch_offsets(self) -> dict[Any, int]:
         return {tenure.partition: tenure.fetch_offset for tenure in self._tenancy.all() if tenure.held and not tenure.paused}

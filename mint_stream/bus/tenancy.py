@@ -61,12 +61,13 @@ class Tenancy(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has 
             await self._committer.commit(self.all(), released=True)
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """A rebalance is over: keep the unbroken tenures, end the others, take the rest."""
+        """A rebalance is over: keep the unbroken tenures, end the others, take the rest, also what was not wholly taken before it."""
         await self._stop_taking()
         generation = self._current_generation()
         unbroken = generation == self._generation + 1
         self._generation = generation
-        self._end([partition for partition in self._tenures if not unbroken or partition not in assigned])
+        kept = {partition for partition in assigned if unbroken and partition in self._tenures and self._tenures[partition].taken}
+        self._end([partition for partition in self._tenures if partition not in kept])
         gained = [partition for partition in assigned if partition not in self._tenures]
         self._consumer.pause(*gained)
         self._hold(self._tenures.values())
@@ -109,6 +110,7 @@ class Tenancy(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has 
         self._tenures |= {tenure.partition: tenure for tenure in tenures}
         await self._committer.insist(tenures)
         for tenure in tenures:
+            tenure.taken = True
             if tenure.suspicion.takeovers:
                 log.warning("%s: takeover %d without progress", tenure.partition, tenure.suspicion.takeovers)
         self._hold(tenures)

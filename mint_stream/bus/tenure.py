@@ -24,6 +24,8 @@ class Tenure:
         self.out_bytes = 0
         self.staged: deque[Delivery] = deque()
         """Delivered on paper; they go out when a commit that names them as open has succeeded."""
+        self.taken = False
+        """The takeover is committed: only then is the partition ours over a rebalance too."""
         self.held = False
         """False while the takeover is being committed, and during a rebalance: nothing new goes out."""
         self.ended = False

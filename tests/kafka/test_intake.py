@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import IllegalStateError
 
 from mint_stream.bus.commit_metadata import decode_metadata, encode_metadata
 from mint_stream.bus.handover import committed_offsets
@@ -338,6 +339,35 @@ async def test_a_broker_names_what_a_group_never_committed(make_topic, admin, co
     for group, offsets in ((topic, [3, -1]), (f"{topic}-of-nobody", [-1, -1])):
         found = await committed_offsets(admin, group, partitions)
         assert [found[partition].offset for partition in partitions] == offsets
+
+
+class Taken:
+    """A consumer that a rebalance takes a partition from just when its position is asked for."""
+
+    def __init__(self, consumer) -> None:
+        self._consumer = consumer
+        self.asked = 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._consumer, name)
+
+    async def position(self, partition) -> int:
+        self.asked += 1
+        if self.asked == 1:
+            raise IllegalStateError(f"Partition {partition} is not assigned")
+        return await self._consumer.position(partition)
+
+
+async def test_a_position_asked_for_in_a_rebalance_does_not_end_the_intake(make_topic, fill, make_intake):
+    topic = await make_topic()
+    intake = await make_intake(topic)
+    intake._consumer = taken = Taken(intake._consumer)
+    await eventually(intake, lambda: bool(intake.assigned))
+    async with asyncio.timeout(20):
+        while not taken.asked:
+            await asyncio.sleep(0)
+    await fill(topic, [b"v"])
+    assert [delivery.value for delivery in await take(intake, 1)] == [b"v"]
 
 
 async def test_a_worker_that_ends_because_of_its_work_is_counted_by_its_successor(make_topic, fill, make_intake, admin):
