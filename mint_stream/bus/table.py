@@ -1,7 +1,7 @@
 """Reads a topic from start to end and on, without a consumer group: compacted tables, replies, cancellations, events."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,12 +66,27 @@ class LogReader:
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
         self._moved = asyncio.Condition()
+        self._going = asyncio.Event()
+        self._going.set()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def positions(self) -> dict[int, int]:
         """The next offset of each partition that `apply` has not seen."""
         return dict(self._positions)
+
+    @property
+    def held(self) -> bool:
+        """Whether reading rests, by `hold`."""
+        return not self._going.is_set()
+
+    def hold(self) -> None:
+        """Read nothing more until `go_on`; what was fetched already is still applied. Nothing is lost: the log keeps it."""
+        self._going.clear()
+
+    def go_on(self) -> None:
+        """Read on."""
+        self._going.set()
 
     async def start(self) -> None:
         """Find the starting offsets and begin to read. Raises BusUnavailable, and TopicMismatch for a partition that does not exist."""
@@ -156,7 +171,7 @@ class LogReader:
             raise self.failed
 
     async def _run(self) -> None:
-        watching = asyncio.create_task(Liveness(self._consumer, self._stuck_after_s, self._by_partition).run())
+        watching = asyncio.create_task(Liveness(self._consumer, self._stuck_after_s, self._moving).run())
         reading = asyncio.create_task(self._read())
         try:
             await asyncio.wait({reading, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -173,8 +188,12 @@ class LogReader:
 
     async def _read(self) -> None:
         while True:
+            await self._going.wait()
             fetched = await fetch(self._consumer, self._by_partition, _POLL_MS, _POLL_RECORDS, self._read_committed)
             await self._apply_all({partition.partition: records for partition, records in fetched.items()})
+
+    def _moving(self) -> Collection[TopicPartition]:
+        return () if self.held else self._by_partition()
 
     def _by_partition(self) -> dict[TopicPartition, int]:
         return {TopicPartition(self.topic, number): offset for number, offset in self._positions.items()}

@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+FULL_VALUES = 1000
+"""A feed whose reader is slower than the log rests when so many values wait, and reads on at half of it; one fetch may come on top."""
+
 TRANSACTION_S = 10.0
 """Longer than a transaction takes to become visible once its event is, also on a machine that is busy with other things."""
 
@@ -30,6 +33,8 @@ class Place:
 
 class Feed(AsyncIterator[T], Generic[T]):
     """Yields what `decode` makes of each record, in order within a partition, and waits for more; None is left out.
+
+    At most FULL_VALUES and one fetch of them wait in memory, however long the log is and however slow who iterates.
 
     Reading begins at the first `anext`, or at `async with`, from where on nothing is missed. It ends after the value for which
     `is_last` holds, by `aclose`, or by raising what made the reader fail."""
@@ -78,6 +83,8 @@ class Feed(AsyncIterator[T], Generic[T]):
             raise StopAsyncIteration
         await self.start()
         value = await self._values.get()
+        if self._reader is not None and self._values.qsize() <= FULL_VALUES // 2:
+            self._reader.go_on()
         if value is None:
             await self._end()
             raise StopAsyncIteration
@@ -109,6 +116,8 @@ class Feed(AsyncIterator[T], Generic[T]):
             value = self._decoded(record)
             if value is not None:
                 self._values.put_nowait(value)
+        if self._reader is not None and self._values.qsize() >= FULL_VALUES:
+            self._reader.hold()
 
     def _decoded(self, record: LogRecord) -> T | None:
         try:

@@ -7,13 +7,14 @@ import pytest
 
 from mint_stream import contracts
 from mint_stream.bus.connection import Connection
-from mint_stream.bus.producer import Producer
+from mint_stream.bus.producer import Outgoing, Producer
 from mint_stream.client import Client
-from mint_stream.client.feed import Feed, Place
+from mint_stream.client.feed import FULL_VALUES, Feed, Place
 from mint_stream.errors import BaseUnusable, UnknownAdapter
 from mint_stream.messages.adapters import Head, Revision, RevisionAnnounced, RuleSet, head_key, revision_key
 from mint_stream.messages.training import Hyperparameters, TrainingControl, TrainingEvent, TrainingJob
 from tests.adapter_commands import BASE
+from tests.conftest import FreshTopic
 
 pytestmark = pytest.mark.kafka
 
@@ -137,6 +138,23 @@ async def test_revisions_since_a_moment_begin_there(client: Client, producer: Pr
 async def timestamp_of(client: Client, topic: str, partition: int, offset: int) -> int:
     async with Feed(client._partitions, Place(topic, offsets={partition: offset}), lambda record: record.timestamp_ms) as times:
         return await anext(times)
+
+
+async def test_a_feed_that_nobody_iterates_holds_a_part_of_the_log_and_yields_all_of_it(
+    client: Client, producer: Producer, fresh_topic: FreshTopic
+):
+    """4 MB of values of 1 kB: several fetches, and more than may wait."""
+    topic, count = await fresh_topic(), 4 * FULL_VALUES
+    sent = [await producer.send_raw(Outgoing(topic, b"k", b"%1000d" % number)) for number in range(count)]
+    await asyncio.gather(*sent)
+    feed = Feed(client._partitions, Place(topic), lambda record: int(record.value or b""))
+    await feed.start()
+    assert feed._reader is not None
+    while not feed._reader.held:
+        await asyncio.sleep(0)
+    assert FULL_VALUES <= feed._values.qsize() < count
+    assert [await anext(feed) for _ in range(count)] == list(range(count))
+    await feed.aclose()
 
 
 async def test_an_unreadable_event_is_passed_over(client: Client, producer: Producer, unique: str):

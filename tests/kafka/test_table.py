@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from aiokafka import TopicPartition
 
+from mint_stream.bus.liveness import Liveness
 from mint_stream.bus.producer import Outgoing
 from mint_stream.bus.table import LogReader
 from mint_stream.bus.transactions import TransactionalProducer
@@ -125,6 +126,21 @@ async def test_a_reader_that_stands_still_before_records_ends(make_topic, fill, 
     assert seen == [(0, b"read")]
     with pytest.raises(BusUnavailable, match="has not moved"):
         await reader.caught_up()
+
+
+async def test_a_reader_that_is_held_is_not_stuck_and_goes_on_where_it_was(make_topic, fill, read):
+    topic = await make_topic()
+    reader, seen = await read(topic, stuck_after_s=0.2)
+    reader.hold()
+    await fill(topic, [b"%d" % number for number in range(5)])
+    looks = Liveness(reader._consumer, 60.0, reader._moving)
+    for now_s in (0.0, 61.0, 122.0):
+        await looks.look(now_s)
+    assert reader.failed is None
+    reader.go_on()
+    async with asyncio.timeout(20):
+        await reader.caught_up()
+    assert [int(value) for _, value in seen] == list(range(5))
 
 
 async def test_a_partition_that_does_not_exist_is_refused(make_topic, connection):
