@@ -7,7 +7,7 @@
     │   ├── BaseMismatch · PositionNotReached · ReplyTopicRefused · CommandRejected
     │   └── InvalidAdapter · InvalidDataset · InvalidJob · UriNotAllowed · CorruptObject · TrainingDiverged · PoisonRecord
     ├── Retry    something outside failed: the same call may succeed later
-    │   └── StoreUnavailable · BusUnavailable · OwnershipLost · ReplyTimeout
+    │   └── StoreUnavailable · BusUnavailable · OwnershipLost · ReplyTimeout · AdapterNotLoaded
     └── Stop     this process must not go on: a person has to act
         └── TopicMismatch · BaseConflict · BaseUnusable · InvalidSettings · MissingJava · PortTaken · DownloadCorrupt
             · BrokerFailed · StoreUnsuitable · EngineFailed · MissingExtra · AccessRefused
@@ -90,7 +90,7 @@ class RevisionQuarantined(Reject):
 
 
 class AdapterUnloadable(Reject):
-    """The revision's bytes could not be fetched, verified or placed."""
+    """The revision's bytes are no adapter, or compute numbers that are not finite, wherever it is loaded."""
 
 
 class BaseMismatch(Reject):
@@ -151,6 +151,10 @@ class OwnershipLost(Retry):
 
 class ReplyTimeout(Retry):
     """No answer arrived in the time the caller gave."""
+
+
+class AdapterNotLoaded(Retry):
+    """This worker has no room for a revision that may be good: another one, or this one later, can serve it."""
 
 
 class TopicMismatch(Stop):

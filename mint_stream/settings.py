@@ -55,6 +55,7 @@ class ServingSettings(_Group):
     context_tokens: int = Field(default=2048, ge=16)
     """Prompt and completion together; never more than the base's own context."""
     max_rank: int = Field(default=128, ge=1)
+    """Of a pool that this worker founds; a pool that is there keeps its founder's."""
     device_tier_bytes: int = Field(default=512 * 2**20, ge=2**20)
     host_tier_bytes: int = Field(default=1024 * 2**20, ge=2**20)
     load_parallelism: int = Field(default=4, ge=1)

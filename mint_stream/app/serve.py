@@ -72,8 +72,9 @@ class ServeRole:
         producer = Producer(self._connection, source=f"mint-stream/{self._workplace.worker_id}")
         await producer.start()
         self._parts.push_async_callback(producer.stop)
-        founded = pool_base(base, settings)
-        await found_pool(self._connection, producer, founded)
+        own = pool_base(base, settings)
+        founder = await found_pool(self._connection, producer, own)
+        founded = own.model_copy(update={"max_rank": founder.max_rank})  # the registrar lets in what the founder's cap lets in
         self._engine = Engine(base, budgets(settings.serving), founded.context_tokens)
         await self._engine.start()
         self._parts.push_async_callback(self._engine.stop)
@@ -118,7 +119,7 @@ class ServeRole:
         revisions = self._topics["adapter-revisions"]
         copy = current_catalog(self._connection, self._workplace.path / "catalog", revisions)
         catalog, catalog_reader = await self._parts.enter_async_context(copy)
-        self._leasing = leasing = self._follow(catalog, Leasing(loader(base, self._settings), self._metrics))
+        self._leasing = leasing = self._follow(catalog, Leasing(loader(base, founded, self._settings), self._metrics))
         cancellations, cancellation_reader = await self._known_cancellations()
         answers = Answers(producer, self._topics["inference-replies"].partitions)
         admission = Admission(catalog, Prompts(base.tokenizer), founded, admission_limits(founded, self._settings.serving))

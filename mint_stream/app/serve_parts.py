@@ -45,9 +45,9 @@ def intake_limits(serving: ServingSettings) -> IntakeLimits:
     return IntakeLimits(max_records=serving.intake_records, max_bytes=serving.intake_bytes)
 
 
-def loader(base: ResidentBase, settings: Settings) -> Loader:
-    """Store, host tier and device tier, for adapters of this base."""
+def loader(base: ResidentBase, founded: PoolBase, settings: Settings) -> Loader:
+    """Store, host tier and device tier, for adapters of this base up to the rank that its pool was founded with."""
     serving = settings.serving
-    source = AdapterSource(Store(settings.store_uri, settings.store.options), base.layers, serving.max_rank, base.adapter_dtype)
+    source = AdapterSource(Store(settings.store_uri, settings.store.options), base.layers, founded.max_rank, base.adapter_dtype)
     host, device = HostTier(serving.host_tier_bytes), DeviceTier(serving.device_tier_bytes, base.device)
     return Loader(source, host, device, serving.load_parallelism)

@@ -76,9 +76,8 @@ class TrainRole:
         producer = Producer(self._connection, source=f"mint-stream/{self._workplace.worker_id}")
         await producer.start()
         self._parts.push_async_callback(producer.stop)
-        founded = pool_base(base, settings)
-        await found_pool(self._connection, producer, founded)
-        workshop = await asyncio.get_running_loop().run_in_executor(self._torch, self._workshop, base, founded)
+        founder = await found_pool(self._connection, producer, pool_base(base, settings))
+        workshop = await asyncio.get_running_loop().run_in_executor(self._torch, self._workshop, base, founder)
         await self._assemble(workshop, producer)
 
     async def run(self) -> None:
@@ -117,11 +116,11 @@ class TrainRole:
         path = await asyncio.to_thread(resolve_base, settings.base, settings.home)
         return await asyncio.get_running_loop().run_in_executor(self._torch, load_base, path)
 
-    def _workshop(self, base: ResidentBase, founded: PoolBase) -> Workshop:
+    def _workshop(self, base: ResidentBase, founder: PoolBase) -> Workshop:
         """Everything that needs torch. Checks the base by a pass of its own, so it belongs on torch's thread."""
         settings = self._settings
         trainer = Trainer(PackedModel(base.model, base.linears, base.output_head), settings.training.max_num_batched_tokens)
-        return Workshop(base, trainer, Store(settings.store_uri, settings.store.options), self._read, founded.max_rank)
+        return Workshop(base, trainer, Store(settings.store_uri, settings.store.options), self._read, founder.max_rank)
 
     def _read(self, uri: str) -> bytes:
         settings = self._settings

@@ -7,7 +7,7 @@ import torch
 
 from mint_stream.adapter import AdapterBlock
 from mint_stream.cache.lru import ByteLru
-from mint_stream.errors import AdapterUnloadable
+from mint_stream.errors import AdapterNotLoaded
 
 
 class Lease:
@@ -63,11 +63,14 @@ class DeviceTier:
     async def place(self, block: AdapterBlock) -> Lease:
         """Copy a block here, evicting what is not leased, and hold it. Waits for leases to end when they leave no room.
 
-        Blocks are placed one after the other, so a large one is not overtaken for ever. Raises AdapterUnloadable when the block alone
-        is larger than the budget.
+        Blocks are placed one after the other, so a large one is not overtaken for ever. Raises AdapterNotLoaded when the block alone
+        is larger than the budget: other workers may have a larger one.
         """
         if block.nbytes > self._lru.budget_bytes:
-            raise AdapterUnloadable(f"{block.nbytes} bytes of weights do not fit the device tier's {self._lru.budget_bytes} bytes")
+            raise AdapterNotLoaded(
+                f"{block.nbytes} bytes of weights do not fit the device tier's {self._lru.budget_bytes} bytes: "
+                "raise MINT_SERVING__DEVICE_TIER_BYTES"
+            )
         async with self._placing:
             held = self.lease(block.digest)
             return held if held is not None else await self._placed(block)

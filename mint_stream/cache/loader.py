@@ -8,7 +8,7 @@ from mint_stream.adapter import AdapterBlock
 from mint_stream.cache.device import DeviceTier, Lease
 from mint_stream.cache.host import HostTier
 from mint_stream.cache.source import AdapterSource
-from mint_stream.errors import EngineFailed, Reject, Retry
+from mint_stream.errors import AdapterNotLoaded, EngineFailed, Reject, Retry
 from mint_stream.messages.adapters import Revision
 
 REMEMBERED_REFUSALS = 4096
@@ -56,8 +56,8 @@ class Loader:
     async def lease(self, revision: Revision) -> Lease:
         """The revision's block, held on the device until `Lease.release`. Cancelling one waiter disturbs no other.
 
-        Raises StoreUnavailable after the last attempt (a later call tries again), or a Reject, which is remembered for this upload:
-        CorruptObject, InvalidAdapter, BaseMismatch, RevisionRetired, AdapterUnloadable. Each names the revision.
+        Raises StoreUnavailable or AdapterNotLoaded after the last attempt (a later call tries again), or a Reject, which is remembered
+        for this upload: CorruptObject, InvalidAdapter, BaseMismatch, RevisionRetired, AdapterUnloadable. Each names the revision.
         """
         held = self.device.lease(revision.digest)
         if held is not None:
@@ -109,8 +109,8 @@ class Loader:
         block = await asyncio.shield(self._read(revision))
         try:
             return await self.device.place(block)
-        except Reject as error:
-            raise self._remembered(revision, type(error)(f"{_name(revision)}: {error}")) from error
+        except AdapterNotLoaded as error:
+            raise AdapterNotLoaded(f"{_name(revision)}: {error}") from error
         except RuntimeError as error:
             raise EngineFailed(f"{_name(revision)} could not be put on the device, so its tier is set too large: {error}") from error
 

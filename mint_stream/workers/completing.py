@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from mint_stream.adapter import AdapterBlock
 from mint_stream.bus.intake import Delivery
 from mint_stream.engine.generation import Completion, Generation, GenerationEngine
-from mint_stream.errors import Cancelled, DeadlineExceeded, MintError
+from mint_stream.errors import AdapterUnloadable, Cancelled, DeadlineExceeded, MintError
 from mint_stream.messages.adapters import Revision
 from mint_stream.messages.inference import InferenceRequest, InferenceResult, ServedBy, Timings, TokenUsage, request_digest
 from mint_stream.workers.admission import Admission, Admitted, within
 from mint_stream.workers.answers import Answers, ChunkStream
+from mint_stream.workers.blaming import culprit
 from mint_stream.workers.cancellations import Cancellations
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.leasing import Leasing
@@ -108,11 +109,14 @@ class Completer:
                 lane="bulk" if delivery.topic == self._identity.bulk_topic else "online",
                 deadline_at_s=deadline_s,
             )
-            if not request.stream:
-                return await self._engine.run(generation)
-            return await self._streamed(request, generation, delivery.attempt)
+            try:
+                return await self._generated(request, generation, delivery.attempt)
+            except AdapterUnloadable as error:
+                raise await culprit(self._engine, generation, error) from error
 
-    async def _streamed(self, request: InferenceRequest, generation: Generation, attempt: int) -> Completion:
+    async def _generated(self, request: InferenceRequest, generation: Generation, attempt: int) -> Completion:
+        if not request.stream:
+            return await self._engine.run(generation)
         stream = ChunkStream(self._answers, request, attempt)
         try:
             return await self._engine.run(generation, stream.add)
@@ -151,8 +155,14 @@ class Completer:
             adapter=request.adapter,
             text=completion.text,
             tokens=completion.tokens,
+            logprobs=completion.logprobs,
+            prompt_logprobs=completion.prompt_logprobs,
             finish_reason=completion.finish_reason,
-            usage=TokenUsage(prompt_tokens=len(admitted.prompt_tokens), completion_tokens=len(completion.tokens)),
+            usage=TokenUsage(
+                prompt_tokens=len(admitted.prompt_tokens),
+                completion_tokens=len(completion.tokens),
+                reused_tokens=completion.reused_tokens,
+            ),
             served_by=ServedBy(
                 adapter_id=revision.adapter_id if revision else None,
                 number=revision.number if revision else None,

@@ -32,8 +32,11 @@ class PoolBases:
             self.last[base.pool] = base
 
 
-async def found_pool(connection: Connection, producer: Producer, base: PoolBase) -> None:
-    """Make `base` its pool's, or agree that it is already. Raises BaseConflict when the pool runs another one."""
+async def found_pool(connection: Connection, producer: Producer, base: PoolBase) -> PoolBase:
+    """Make `base` its pool's, or agree that it is already; gives the founder's record, whose caps hold for the whole pool.
+
+    Raises BaseConflict when the pool runs another one.
+    """
     if base.pool not in (await _read(connection)).first:
         await producer.publish(contracts.BASE_MODELS, base, base.pool)
     bases = await _read(connection)
@@ -45,6 +48,7 @@ async def found_pool(connection: Connection, producer: Producer, base: PoolBase)
             f"pool {base.pool!r} runs base {founder.base_digest[:12]} and this worker has {base.base_digest[:12]}: "
             "load the same base, or set MINT_POOL to a pool of its own"
         )
+    return founder
 
 
 async def _read(connection: Connection) -> PoolBases:

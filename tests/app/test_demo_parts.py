@@ -67,7 +67,7 @@ def test_every_limit_that_is_set_reaches_its_part(founded: PoolBase) -> None:
 
 async def test_the_loader_has_the_tiers_the_store_and_the_rank_that_are_set(base: ResidentBase, tmp_path: Path) -> None:
     tiers = {"device_tier_bytes": 2**20, "host_tier_bytes": 2**21, "max_rank": 4}
-    made = loader(base, Settings.load(home=tmp_path, serving=tiers))
+    made = loader(base, pool_base(base, Settings.load(home=tmp_path)), Settings.load(home=tmp_path, serving=tiers))
     assert made.device.has_free_room(2**20) and not made.device.has_free_room(2**20 + 1)
     assert (made.host.used_bytes, made.loads_total) == (0, 0)
     await made.close()

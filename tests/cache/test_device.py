@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mint_stream.adapter import AdapterBlock
 from mint_stream.cache.device import DeviceTier, Lease
-from mint_stream.errors import AdapterUnloadable
+from mint_stream.errors import AdapterNotLoaded
 from tests.factories import LINEARS, random_weights
 
 BLOCKS = [AdapterBlock.build(random_weights(LINEARS, rank=rank, seed=rank)) for rank in (1, 2, 3, 4, 5)]
@@ -101,7 +101,7 @@ async def test_the_least_recently_used_goes_first_and_the_newest_is_listed_first
 async def test_what_alone_exceeds_the_budget_is_refused_and_evicts_nothing():
     tier = DeviceTier(BLOCKS[0].nbytes)
     (await tier.place(BLOCKS[0])).release()
-    with pytest.raises(AdapterUnloadable, match=f"{LARGEST.nbytes} bytes .* {BLOCKS[0].nbytes} bytes"):
+    with pytest.raises(AdapterNotLoaded, match=f"{LARGEST.nbytes} bytes .* {BLOCKS[0].nbytes} bytes"):
         await tier.place(LARGEST)
     assert tier.digests() == [BLOCKS[0].digest]
 

@@ -9,8 +9,16 @@ import torch
 
 from mint_stream.adapter import AdapterBlock, AdapterWeights
 from mint_stream.cache import AdapterSource, Backoff, DeviceTier, HostTier, Loader
-from mint_stream.errors import AdapterUnloadable, BaseMismatch, CorruptObject, InvalidAdapter, RevisionRetired, StoreUnavailable
-from mint_stream.messages.adapters import Revision
+from mint_stream.errors import (
+    AdapterNotLoaded,
+    AdapterUnloadable,
+    BaseMismatch,
+    CorruptObject,
+    InvalidAdapter,
+    RevisionRetired,
+    StoreUnavailable,
+)
+from mint_stream.messages.adapters import Manifest, Revision
 from mint_stream.store import Store
 from tests.factories import LINEARS, random_weights
 
@@ -239,9 +247,44 @@ async def test_a_retired_revision_has_no_files(loader: Loader, store: Store) -> 
 
 async def test_an_adapter_larger_than_the_device_tier_is_refused(store: Store, source: GatedSource) -> None:
     loader = make_loader(source, device_blocks=1)
-    with pytest.raises(AdapterUnloadable, match=r"a@1.*do not fit the device tier"):
+    with pytest.raises(AdapterNotLoaded, match=r"a@1.*do not fit the device tier"):
         await loader.lease(publish(store, weights=random_weights(rank=8)))
     await loader.lease(publish(store, 2))
+
+
+class Poor(Store):
+    """A store whose reader runs out of something of this machine as often as there are `errors`."""
+
+    def __init__(self, uri: str, *errors: Exception) -> None:
+        super().__init__(uri)
+        self._errors = list(errors)
+
+    def read_revision(self, revision: str | Manifest) -> dict[str, bytes]:
+        if self._errors:
+            raise self._errors.pop()
+        return super().read_revision(revision)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread"), OSError(24, "Too many open files")], ids=repr)
+async def test_what_this_machine_lacks_is_no_fault_of_the_adapter(store: Store, error: Exception) -> None:
+    revision = publish(store)
+    lasting = make_loader(AdapterSource(Poor(store.uri, error, error, error), LINEARS, max_rank=8))
+    with pytest.raises(AdapterNotLoaded, match=f"a@1 could not be loaded here: {type(error).__name__}"):
+        await lasting.lease(revision)
+    (await lasting.lease(revision)).release()
+    passing = make_loader(AdapterSource(Poor(store.uri, error), LINEARS, max_rank=8))
+    (await passing.lease(revision)).release()
+
+
+async def test_files_that_break_the_reader_are_the_adapters_fault(store: Store) -> None:
+    """Whatever reading them raises, nobody else will read them either."""
+
+    class Odd(Store):
+        def read_revision(self, revision: str | Manifest) -> dict[str, bytes]:
+            return super().read_revision(revision) | {"adapter_model.safetensors": None}  # type: ignore[dict-item]
+
+    with pytest.raises(AdapterUnloadable, match="a@1: its files could not be read: TypeError"):
+        await make_loader(AdapterSource(Odd(store.uri), LINEARS, max_rank=8)).lease(publish(store))
 
 
 async def test_a_waiter_that_gives_up_disturbs_no_other_and_leaves_no_lease(store: Store, source: GatedSource) -> None:

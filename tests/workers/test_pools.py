@@ -92,8 +92,8 @@ async def test_whoever_races_there_is_one_winner_and_the_log_ends_with_it(connec
         *(found_pool(connection, producer, base_of(pool, digest)) for digest in digests), return_exceptions=True
     )
     log = await written(connection, pool)
-    winners = [digest for digest, outcome in zip(digests, outcomes, strict=True) if outcome is None]
-    losers = [outcome for outcome in outcomes if outcome is not None]
+    winners = [digest for digest, outcome in zip(digests, outcomes, strict=True) if isinstance(outcome, PoolBase)]
+    losers = [outcome for outcome in outcomes if not isinstance(outcome, PoolBase)]
     assert winners == [log[0]]
     assert log[-1] == log[0]
     assert all(isinstance(outcome, BaseConflict) for outcome in losers) and len(losers) == len(digests) - 1
@@ -112,9 +112,12 @@ async def test_a_losers_record_left_behind_is_mended_by_the_next_worker(connecti
 
 
 @pytest.mark.kafka
-async def test_a_larger_rank_on_the_same_base_is_no_conflict(connection: Connection, producer: Producer, pool: str) -> None:
-    await found_pool(connection, producer, base_of(pool, max_rank=8))
-    await found_pool(connection, producer, base_of(pool, max_rank=64))
+async def test_another_rank_on_the_same_base_is_no_conflict_and_the_founders_holds(
+    connection: Connection, producer: Producer, pool: str
+) -> None:
+    founder = await found_pool(connection, producer, base_of(pool, max_rank=8))
+    assert founder.max_rank == 8
+    assert await found_pool(connection, producer, base_of(pool, max_rank=64)) == founder
     assert await written(connection, pool) == ["a"]
 
 

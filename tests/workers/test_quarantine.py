@@ -12,6 +12,7 @@ from mint_stream.bus.partitioner import murmur2_partition
 from mint_stream.bus.producer import Producer
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.errors import (
+    AdapterNotLoaded,
     AdapterUnloadable,
     BaseMismatch,
     Cancelled,
@@ -91,7 +92,9 @@ async def test_the_reports_of_a_whole_fleet_are_one_command(connection: Connecti
 
 @pytest.mark.kafka
 @pytest.mark.parametrize(
-    "error", [StoreUnavailable("x"), DeadlineExceeded("x"), Cancelled("x"), BaseMismatch("x")], ids=lambda error: error.code
+    "error",
+    [StoreUnavailable("x"), AdapterNotLoaded("x"), DeadlineExceeded("x"), Cancelled("x"), BaseMismatch("x")],
+    ids=lambda error: error.code,
 )
 async def test_what_may_pass_or_is_not_the_revisions_fault_is_not_reported(
     connection: Connection, producer: Producer, topic_prefix: str, error: MintError
