@@ -23,7 +23,10 @@ from tests.provisioned import PARTITIONS, ensure_topics
 
 pytestmark = pytest.mark.kafka
 
+CONTEXT_TOKENS = 8192
 LONG = Sampling(max_tokens=400, ignore_eos=True, temperature=1.0)
+ENDLESS = LONG.model_copy(update={"max_tokens": CONTEXT_TOKENS - 200})
+"""Takes many times as long as a cancellation does, on a machine that is busy with other things too."""
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +35,12 @@ async def settings(connection: Connection, tmp_path_factory: pytest.TempPathFact
     pool = f"streaming-{uuid4().hex[:8]}"
     await ensure_topics(connection, pool)
     return Settings.load(
-        base=str(tiny_base(room / "base", max_position_embeddings=1024)),
+        base=str(tiny_base(room / "base", max_position_embeddings=CONTEXT_TOKENS)),
         pool=pool,
         home=room / "home",
         partitions=PARTITIONS,
         kafka={"bootstrap_servers": connection.bootstrap_servers},
-        serving={"context_tokens": 512},
+        serving={"context_tokens": CONTEXT_TOKENS},
     )
 
 
@@ -141,7 +144,7 @@ async def test_streams_at_once_do_not_mix(client: Client) -> None:
 async def test_a_stream_that_is_cancelled_ends_as_cancelled(client: Client, role: ServeRole) -> None:
     """Cancelled at its first chunk, while the engine is in the middle of it."""
     request_id, seen = uuid4().hex, []
-    async for part in client.stream("for a long time", sampling=LONG, request_id=request_id):
+    async for part in client.stream("for a long time", sampling=ENDLESS, request_id=request_id):
         if not seen:
             await client.cancel(request_id, "heard enough")
         seen.append(part)
