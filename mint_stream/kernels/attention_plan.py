@@ -88,6 +88,17 @@ class PagedSpans:
         table: Tensor = self.kept[device, lines]
         return table
 
+    def own_rows(self, device: torch.device) -> Tensor:
+        """The table int32 [sequences, longest span] of whole sequences whose pages are the pass's single rows."""
+        if ("own rows", device) not in self.kept:
+            longest = max((span.end - span.start for span in self.items), default=0)
+            lines = [[0] * longest for _ in range(1 + max((span.sequence for span in self.items), default=0))]
+            for span in self.items:
+                lines[span.sequence][: span.end - span.start] = range(span.start, span.end)
+            self.kept["own rows", device] = placed(torch.tensor(lines, dtype=torch.int32).view(len(lines), longest), device)
+        table: Tensor = self.kept["own rows", device]
+        return table
+
 
 @dataclass(frozen=True)
 class AttentionTile:

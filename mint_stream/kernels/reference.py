@@ -112,3 +112,38 @@ def paged_attention(
             weights = torch.cat([logits, sink], 1).softmax(1)[:, : len(k)]
             out[row] = torch.einsum("an,nav->av", weights, v).to(q.dtype)
     return out
+
+
+def packed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: PagedSpans,
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """paged_attention of whole sequences whose keys and values are the pass's own rows: k [rows, key heads, K], v [rows, key heads, V]."""
+    return paged_attention(q, k[:, None], v[:, None], spans.own_rows(q.device), spans, scaling, window, softcap, sinks)
+
+
+def attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    grad_out: Tensor,
+    spans: PagedSpans,
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v, Σ over out's numbers of grad_out times their derivative, as autograd has them over packed_attention."""
+    sides = [side.double().requires_grad_() for side in (q, k, v)]
+    again = packed_attention(sides[0], sides[1], sides[2], spans, scaling, window, softcap, sinks)
+    if again.requires_grad:  # not so when no span has a row
+        torch.autograd.backward(again, grad_out.double())
+    found = [torch.zeros_like(side) if side.grad is None else side.grad for side in sides]
+    return found[0].to(q.dtype), found[1].to(k.dtype), found[2].to(v.dtype)

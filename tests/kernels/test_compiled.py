@@ -11,7 +11,8 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("triton interprets in this process", allow_module_level=True)
 
-from mint_stream.kernels import gradients
+from mint_stream.kernels import attention_backward, gradients
+from mint_stream.kernels.attention_backward import key_gradient_kernel, query_gradient_kernel
 from mint_stream.kernels.attention_plan import attention_tile
 from mint_stream.kernels.expand import STAGES, expand_constants, expand_kernel
 from mint_stream.kernels.gradients import gradient_constants, gradient_kernel
@@ -65,6 +66,19 @@ def attentions() -> Iterator[Variant]:
             yield Variant(paged_attention_kernel, pointers, constants | cut, at.warps, at.stages, ("scaling", "softcap"), STRIDES)
 
 
+def attention_gradients() -> Iterator[Variant]:
+    for (key, value), dtypes in WIDTHS.items():
+        for dtype in dtypes:
+            constants = attention_backward.backward_constants(4, key, value, True, dtype)
+            named = ("q", "k", "v", "out", "grad_out", "grad_q", "marks", "sinks", "items")
+            of_keys = ("q", "k", "v", "grad_out", "grad_k", "grad_v", "marks", "items")
+            kinds = {"marks": "*fp32", "items": "*i32"}
+            warps, stages, floats = attention_backward.backward_warps(max(key, value)), attention_backward.STAGES, ("scaling", "softcap")
+            for kernel, names, more in ((query_gradient_kernel, named, {"SINKS": True}), (key_gradient_kernel, of_keys, {})):
+                pointers = {name: kinds.get(name, f"*{NAMES[dtype]}") for name in names}
+                yield Variant(kernel, pointers, constants | more, warps, stages, floats)
+
+
 def combines() -> Iterator[Variant]:
     for (_, value), dtypes in WIDTHS.items():
         for dtype in dtypes:
@@ -72,14 +86,14 @@ def combines() -> Iterator[Variant]:
             yield Variant(combine_kernel, pointers, combine_constants(value, True), 1, 3)
 
 
-SPILLED_BYTES = {attentions: 32}
-"""A few registers, on sm_100 and outside the loop."""
+SPILLED_BYTES = {attentions: 32, attention_gradients: 32}
+"""At most eight registers."""
 
 
 @pytest.mark.long
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("arch", SHARED_BYTES)
-@pytest.mark.parametrize("variants", [shrinks, expands, gradient_sums, attentions, combines])
+@pytest.mark.parametrize("variants", [shrinks, expands, gradient_sums, attentions, combines, attention_gradients])
 def test_every_variant_fits_the_chip_and_spills_nothing(variants: Callable[[], Iterator[Variant]], arch: int) -> None:
     found = [fault for variant in variants() for fault in faults(variant, arch, SPILLED_BYTES.get(variants, 0))]
     assert not found, "\n".join(found)

@@ -53,6 +53,11 @@ def test_every_popularity_equals_the_reference(kind: Popularity, dtype: torch.dt
     check(x, y, segments, mixes.site([8, 3, 17] * 7, IN, OUT, dtype), batch_invariant)
 
 
+def test_a_sum_split_over_as_many_planes_as_there_can_be_is_whole() -> None:
+    x, y = mixes.random(1, 1024), mixes.random(1, OUT, seed=1)
+    check(x, y, mixes.segments_of([(0, 1)]), mixes.site([8], 1024, OUT))
+
+
 def test_prefill_tiles_and_many_inputs_equal_the_reference() -> None:
     segments = mixes.segments_of([(-1, 1), (0, 67), (-1, 2), (1, 70)])
     x, y = mixes.random(segments.rows, 264), mixes.random(segments.rows, 264, seed=1)
@@ -64,13 +69,13 @@ def test_prefill_tiles_and_many_inputs_equal_the_reference() -> None:
 def test_batch_invariant_rows_have_the_bits_they_have_alone(
     before: list[tuple[int, int]], after: list[tuple[int, int]], ranks: list[int]
 ) -> None:
-    weights = mixes.site([9, *ranks], IN, OUT)
-    mine_x, mine_y = mixes.random(5, IN, seed=7), mixes.random(5, OUT, seed=8)
+    weights = mixes.site([9, *ranks], 520, OUT)  # more inputs than planes times tiles: another split would round otherwise
+    mine_x, mine_y = mixes.random(5, 520, seed=7), mixes.random(5, OUT, seed=8)
     alone = applied(mine_y, mine_x, mixes.segments_of([(0, 5)]), weights, batch_invariant=True)
     company = [[(slot + 1 if slot >= 0 else slot, rows) for slot, rows in side] for side in (before, after)]
     segments = mixes.segments_of([*company[0], (0, 5), *company[1]])
     start = sum(rows for _, rows in before)
-    x, y = mixes.random(segments.rows, IN), mixes.random(segments.rows, OUT, seed=1)
+    x, y = mixes.random(segments.rows, 520), mixes.random(segments.rows, OUT, seed=1)
     x[start : start + 5], y[start : start + 5] = mine_x, mine_y
     assert torch.equal(applied(y, x, segments, weights, batch_invariant=True)[start : start + 5], alone)
 
@@ -98,7 +103,7 @@ def test_layouts_that_the_kernels_cannot_read_are_refused() -> None:
         cuda.add_lora(x, y, segments, mixes.site([8], IN + 4, OUT))
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(mixes.pieces, st.lists(st.tuples(mixes.ranks, st.sampled_from([8, 72, 264, 40])), min_size=1, max_size=6), st.booleans())
 def test_slices_of_any_widths_and_ranks_share_one_shrink(
     pieces: list[tuple[int, int]], shapes: list[tuple[list[int], int]], batch_invariant: bool
