@@ -14,6 +14,7 @@ from mint_stream.kernels import Segments
 from mint_stream.model.base import ResidentBase
 from mint_stream.model.forward import PackedModel
 from mint_stream.model.passes import AdapterSet, Pass, Span
+from mint_stream.model.trial import LENGTHS, check_packing
 
 
 class Runner:
@@ -23,11 +24,15 @@ class Runner:
         self._packed = PackedModel(base.model, base.linears, base.output_head)
         self.cache = SlottedCache(slots, slot_tokens, base.dtype, base.device)
         self._placing: Placing = SideBySide(slots) if base.device.type == "cpu" else WhereTheyAre()
+        self._dtype = base.dtype
         self.max_adapters_in_step = 0
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Two sequences, a prefill and a decode step: libraries choose their kernels and the cache's memory is mapped."""
+        """Two sequences, a prefill and a decode step: libraries choose their kernels and the cache's memory is mapped.
+
+        Raises BaseUnusable when packed passes of this base are not what the stock model computes."""
+        check_packing(self._packed, SlottedCache(len(LENGTHS), max(LENGTHS), self._dtype, self._packed.device))
         slots = [self.cache.take(), self.cache.take()]
         for rows, position in ((8, 0), (1, 8)):
             spans = tuple(Span(at * rows, (at + 1) * rows, position, slot) for at, slot in enumerate(slots))

@@ -1,6 +1,7 @@
 """Bare parameters that PEFT can adapt (`target_parameters`): a router's matrix and the fused weights of experts, found and given LoRA."""
 
 from contextvars import ContextVar
+from inspect import signature
 from typing import Any
 
 import torch
@@ -37,9 +38,11 @@ def install(model: nn.Module, current: ContextVar[Pass | None]) -> None:
 
 
 def is_router(module: nn.Module) -> bool:
-    """Whether this chooses experts by `linear(rows, self.weight)`: found out by having it choose once."""
+    """Whether this chooses experts by `linear(rows, self.weight)` and nothing else: found out by having it choose once."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or not hasattr(module, "top_k") or isinstance(module, nn.Linear):
+        return False
+    if len(signature(module.forward).parameters) > 1:
         return False
     seen = _Seen(weight)
     with torch.no_grad(), seen:

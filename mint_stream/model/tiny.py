@@ -24,7 +24,7 @@ _SHAPE: dict[str, Any] = {
 _MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _LATENT = {"num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10,
            "head_dim": 8, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, **_MOE}  # fmt: skip
-_SPARSE = {"index_n_heads": 8, "index_head_dim": 16, "index_topk": 6, "pad_token_id": None}
+_SPARSE = {"index_n_heads": 16, "index_head_dim": 16, "index_topk": 6, "pad_token_id": None}
 """What a sparse layer looks at is free where scores tie: at 0, which few heads or a padding token's zero embedding lead to."""
 _GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 8, "tie_word_embeddings": True}
 KINDS: dict[str, dict[str, Any]] = {

@@ -1,7 +1,7 @@
 """A mixed batch computes for each row what PEFT computes for that row's adapter alone: float32, chunked prefill beside decode."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,26 @@ def test_a_freed_slot_leaves_no_number_that_is_not_finite_behind(tmp_path: Path)
             assert not bool(row.isfinite().all())
         else:
             torch.testing.assert_close(row, base_only.logits(tokens[key])[position], atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "deepseek_v3", "deepseek_v32", "qwen3_next"])
+def test_a_mix_gives_each_sequence_the_logits_it_has_alone(kind: str, tmp_path: Path) -> None:
+    names = TABLE[kind][:3]
+    oracles = [_oracle(tiny_model(kind, vocab_size=VOCABULARY), CONFIGS[name], tmp_path / name, 0) for name in names]
+    blocks = [*(oracle.block for oracle in oracles), None]
+    base = load_base(tiny_base(tmp_path / "base", kind), dtype=torch.float32)
+
+    tokens = [[(11 * key + at) % 256 for at in range(12 + 3 * key)] for key in range(8)]
+
+    def run(keys: Iterable[int], max_num_batched_tokens: int) -> dict[tuple[int, int], Tensor]:
+        sequences = [(_sequence(key, tokens[key], 9, blocks[key % 4]), tokens[key]) for key in keys]
+        budgets = Budgets(max_num_seqs=5, max_num_batched_tokens=max_num_batched_tokens)
+        return {(key, at): row for key, at, row in _forced(Runner(base, slots=5, slot_tokens=64), budgets, sequences)}
+
+    alone, mixed = {place: row for key in range(8) for place, row in run([key], 64).items()}, run(range(8), 13)
+    assert alone.keys() == mixed.keys()
+    for place, row in alone.items():
+        torch.testing.assert_close(mixed[place], row, atol=ATOL, rtol=0)
 
 
 BROKEN = {"qwen3_moe": "all-of-a-mixture", "deepseek_v3": "latent", "deepseek_v32": "latent", "qwen3_next": "linear-attention"}
