@@ -14,14 +14,15 @@ from mint_stream.kernels.tiles import ALIGNMENT_BYTES, DTYPES, RANKS, ROWS
 from mint_stream.kernels.worklist import Launch, plan
 
 
-def takes(x: Tensor, y: Tensor, weights: SiteWeights) -> bool:
+def takes(x: Tensor, y: Tensor, weights: SiteWeights, experts: int = 1) -> bool:
     """Whether these kernels can read the layer: x and weights contiguous, y's rows too, 16-byte aligned, of one dtype, ranks up to 128.
 
-    An AdapterBlock on the base's device and dtype always can; training's transposed masters go through torch.
+    With `experts`, A and Bt hold an adapter's weights for that many experts, one after the other. An AdapterBlock on the base's device
+    and dtype always can be read; training's transposed masters go through torch.
     """
     used = [lora for lora in weights.at if lora is not None]
     whole = all(t.is_contiguous() and _readable(t, x) for lora in used for t in (lora.A, lora.Bt))
-    return whole and x.is_contiguous() and _readable(x, x) and _readable(y, x) and all(lora.rank <= RANKS[-1] for lora in used)
+    return whole and x.is_contiguous() and _readable(x, x) and _readable(y, x) and all(lora.rank <= RANKS[-1] * experts for lora in used)
 
 
 def _readable(tensor: Tensor, x: Tensor) -> bool:
@@ -96,9 +97,10 @@ def _check(x: Tensor, y: Tensor, segments: Segments, weights: SiteWeights) -> No
     if x.shape[0] != segments.rows or y.shape[0] != segments.rows:
         raise ValueError(f"the pass has {segments.rows} rows, x has {x.shape[0]} and y has {y.shape[0]}")
     for lora in weights.at:
-        if lora is not None and not _fits(lora, x, y):
+        if lora is not None and not fits(lora, x, y):
             raise ValueError(f"x {list(x.shape)} and y {list(y.shape)} do not fit A {list(lora.A.shape)} and Bt {list(lora.Bt.shape)}")
 
 
-def _fits(lora: LoraWeights, x: Tensor, y: Tensor) -> bool:
+def fits(lora: LoraWeights, x: Tensor, y: Tensor) -> bool:
+    """Whether the adapter's shapes are those of a layer from x to y."""
     return lora.A.shape == (lora.rank, x.shape[1]) and lora.Bt.shape == (lora.rank, y.shape[1])

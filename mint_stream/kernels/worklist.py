@@ -73,8 +73,17 @@ def _cut(segments: Segments, ranks: Sequence[int], widths: Sequence[int], height
     ]
 
 
-def _launch(items: list[WorkItem], at: Tile, inputs: int, planes: int) -> Launch:
+def planes_of(at: Tile, inputs: int, ctas: int) -> tuple[int, int]:
+    """(planes, steps of each) of a sum over `inputs` of which there are `ctas` at once."""
+    return _split(at, inputs, -(-BUSY_CTAS // ctas))
+
+
+def _split(at: Tile, inputs: int, planes: int) -> tuple[int, int]:
     steps = -(-inputs // at.inputs)
     share = -(-steps // min(at.max_planes, planes))
+    return -(-steps // share), share
+
+
+def _launch(items: list[WorkItem], at: Tile, inputs: int, planes: int) -> Launch:
     padded = tuple(items) + (PADDING,) * (bucket(len(items)) - len(items))
-    return Launch(at, padded, -(-steps // share), share)
+    return Launch(at, padded, *_split(at, inputs, planes))

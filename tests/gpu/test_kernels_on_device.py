@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mint_stream.bench.kernels import replayed_us
 from mint_stream.bench.lora_cases import Case, Popularity, Tensors
 from mint_stream.kernels import Segments, SiteWeights, reference
 from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
+from mint_stream.kernels.experts import ExpertPairs
 from tests.kernels import mixes
 
 pytestmark = [
@@ -23,7 +25,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
 
 
-def kernels(name: str = "cuda") -> object:
+def kernels(name: str) -> Any:
     """The Triton modules, which only a machine with a device imports."""
     return importlib.import_module(f"mint_stream.kernels.{name}")
 
@@ -115,4 +117,20 @@ def test_a_graph_of_the_op_replays_and_the_host_waits_for_nothing() -> None:
         op("add_lora_slices")(at.x, at.slices, at.segments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(replayed_us(lambda: op("add_lora_slices")(at.x, at.slices, at.segments), 2)) == 2
+    graph_replays = len(replayed_us(lambda: op("add_lora_slices")(at.x, at.slices, at.segments), 2))
+    assert graph_replays == 2
+
+
+def test_experts_work_is_made_on_the_device_and_the_host_waits_for_nothing() -> None:
+    segments, chosen = Segments.of_slots([0] * 20 + [-1] * 4 + [1] * 40), torch.rand(64, 8, device=DEVICE).topk(2).indices
+    x, y = (mixes.random(128, width, dtype=torch.bfloat16).to(DEVICE) for width in (256, 128))
+    weights = moved(mixes.site([8 * 16, 8 * 5], 256, 128, torch.bfloat16, training=True))
+    expected, got = y.clone(), y.clone()
+    reference.add_expert_lora(x, expected, ExpertPairs.of(chosen, segments, 8), weights)
+    for debug in ("default", "error"):
+        torch.cuda.set_sync_debug_mode(debug)
+        pairs = kernels("expert_cuda").DevicePairs.of(chosen, segments, 8, 2)
+        op("add_expert_lora", "expert_cuda")(x, got, pairs, weights, segments)
+        torch.cuda.set_sync_debug_mode("default")
+        got, once = y.clone(), got
+    close(once, expected)
