@@ -1,8 +1,8 @@
 """Who computes what in the next step. Pure: time comes in as an argument, the result is a value."""
 
 import heapq
-from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
 from mint_stream.engine.budgets import Budgets, Rows, Step, Waiting
@@ -25,12 +25,45 @@ class _Running:
 class _Queue:
     """One lane's waiting sequences: in order of arrival, in all and by adapter."""
 
-    by_adapter: OrderedDict[Hashable | None, deque[Waiting]] = field(default_factory=OrderedDict)
-    in_order: deque[Waiting] = field(default_factory=deque)
+    by_adapter: dict[Hashable | None, OrderedDict[int, Waiting]] = field(default_factory=dict)
+    in_order: OrderedDict[int, Waiting] = field(default_factory=OrderedDict)
 
     def add(self, waiting: Waiting) -> None:
-        self.in_order.append(waiting)
-        self.by_adapter.setdefault(waiting.adapter, deque()).append(waiting)
+        self.in_order[waiting.key] = waiting
+        self.by_adapter.setdefault(waiting.adapter, OrderedDict())[waiting.key] = waiting
+
+    def remove(self, waiting: Waiting) -> None:
+        """Law: an adapter without waiting sequences leaves nothing behind."""
+        del self.in_order[waiting.key]
+        of_adapter = self.by_adapter[waiting.adapter]
+        del of_adapter[waiting.key]
+        if not of_adapter:
+            del self.by_adapter[waiting.adapter]
+
+    def oldest(self) -> Waiting | None:
+        """Who came first."""
+        return next(iter(self.in_order.values()), None)
+
+    def oldest_of(self, adapter: Hashable | None) -> Waiting | None:
+        """Who came first of those that ask for `adapter`."""
+        return next(iter(self.by_adapter.get(adapter, {}).values()), None)
+
+
+@dataclass
+class _Plan:
+    """The rows of a step so far, one entry a sequence."""
+
+    left: int
+    rows: dict[int, Rows] = field(default_factory=dict)
+    admitted: list[int] = field(default_factory=list)
+
+    def advance(self, running: _Running, count: int) -> None:
+        """`count` more rows for this sequence."""
+        waiting, known = running.waiting, self.rows.get(running.waiting.key)
+        start = known.start if known is not None else running.computed
+        running.computed += count
+        self.left -= count
+        self.rows[waiting.key] = Rows(waiting.key, start, running.computed - start, running.computed >= waiting.prompt_tokens)
 
 
 class Batcher:
@@ -39,8 +72,13 @@ class Batcher:
     Admission prefers sequences whose adapter already runs, as long as nobody older has waited `ageing_s`.
     """
 
-    def __init__(self, budgets: Budgets) -> None:
+    def __init__(self, budgets: Budgets, begin: Callable[[int], int] = lambda _: 0) -> None:
+        """`begin(key)` is called once, when a sequence gets its slot, and gives how many of its prompt's tokens are computed already.
+
+        That is less than all: the prompt's last token has to be computed to draw the next one.
+        """
         self.budgets = budgets
+        self._begin = begin
         self._waiting: dict[int, Waiting] = {}
         self._running: dict[int, _Running] = {}
         self._lanes: dict[Lane, _Queue] = {"online": _Queue(), "bulk": _Queue()}
@@ -65,35 +103,40 @@ class Batcher:
 
     def remove(self, key: int) -> None:
         """Forget a sequence, finished or cancelled, waiting or running. Unknown keys are ignored."""
-        self._waiting.pop(key, None)
+        waiting = self._waiting.pop(key, None)
+        if waiting is not None:
+            self._lanes[waiting.lane].remove(waiting)
         self._running.pop(key, None)
 
     def step(self, now_s: float) -> Step:
         """Plan the next pass. The rows planned count as computed."""
         expired = tuple(self._expire(now_s))
-        rows = [_advance(running, 1) for running in self._running.values() if not running.prompt_left]
-        left = self.budgets.max_num_batched_tokens - len(rows)
-        admitted: list[int] = []
+        plan = _Plan(self.budgets.max_num_batched_tokens)
+        for running in self._running.values():
+            if not running.prompt_left:
+                plan.advance(running, 1)
         bulk_needs = self._oldest("bulk") is not None or any(running.prompt_left for running in self._of("bulk"))
-        kept = min(left, self.budgets.bulk_tokens) if bulk_needs else 0
-        left = kept + self._prefill("online", left - kept, rows, admitted, now_s)
-        self._prefill("bulk", left, rows, admitted, now_s)
-        return Step(tuple(rows), tuple(admitted), expired)
+        self._prefill("online", plan, now_s, kept=self.budgets.bulk_tokens if bulk_needs else 0)
+        planned = None
+        while planned != plan.left:  # what one lane leaves, or makes fit by an adapter it brings, is the other's
+            planned = plan.left
+            self._prefill("bulk", plan, now_s)
+            self._prefill("online", plan, now_s)
+        return Step(tuple(plan.rows.values()), tuple(plan.admitted), expired)
 
-    def _prefill(self, lane: Lane, left: int, rows: list[Rows], admitted: list[int], now_s: float) -> int:
-        """Spend up to `left` rows on the lane's prompts, running ones first, then newly admitted ones. What is left is returned."""
+    def _prefill(self, lane: Lane, plan: "_Plan", now_s: float, kept: int = 0) -> None:
+        """Spend the rows that are left, but for those kept, on the lane's prompts, running ones first, then newly admitted ones."""
         started = [running for running in self._of(lane) if running.prompt_left]
-        while left > 0 and (running := started.pop(0) if started else self._admit(lane, admitted, now_s)) is not None:
-            rows.append(_advance(running, min(left, running.prompt_left)))
-            left -= rows[-1].count
-        return left
+        while plan.left > kept and (running := started.pop(0) if started else self._admit(lane, plan.admitted, now_s)) is not None:
+            plan.advance(running, min(plan.left - kept, running.prompt_left))
 
     def _admit(self, lane: Lane, admitted: list[int], now_s: float) -> _Running | None:
         chosen = self._choose_online(now_s) if lane == "online" else self._choose_bulk(now_s)
         if chosen is None:
             return None
         del self._waiting[chosen.key]
-        self._running[chosen.key] = running = _Running(chosen)
+        self._lanes[lane].remove(chosen)
+        self._running[chosen.key] = running = _Running(chosen, self._begin(chosen.key))
         admitted.append(chosen.key)
         return running
 
@@ -133,7 +176,7 @@ class Batcher:
         if oldest is None:
             return None
         if not self._aged(oldest, now_s):
-            heads = (self._head(lane, adapter) for adapter in (None, *self._active))
+            heads = (self._lanes[lane].oldest_of(adapter) for adapter in (None, *self._active))
             alike = min((head for head in heads if head is not None), key=lambda head: head.arrived_at_s, default=None)
             if alike is not None:
                 return alike
@@ -155,25 +198,4 @@ class Batcher:
         return now_s - waiting.arrived_at_s >= self.budgets.ageing_s
 
     def _oldest(self, lane: Lane) -> Waiting | None:
-        return self._trim(self._lanes[lane].in_order)
-
-    def _head(self, lane: Lane, adapter: Hashable | None) -> Waiting | None:
-        queue = self._lanes[lane].by_adapter.get(adapter)
-        if queue is None:
-            return None
-        head = self._trim(queue)
-        if head is None:
-            del self._lanes[lane].by_adapter[adapter]
-        return head
-
-    def _trim(self, queue: deque[Waiting]) -> Waiting | None:
-        """The first of the queue that still waits; those that left are dropped."""
-        while queue and self._waiting.get(queue[0].key) is not queue[0]:
-            queue.popleft()
-        return queue[0] if queue else None
-
-
-def _advance(running: _Running, count: int) -> Rows:
-    rows = Rows(running.waiting.key, running.computed, count, running.computed + count >= running.waiting.prompt_tokens)
-    running.computed += count
-    return rows
+        return self._lanes[lane].oldest()

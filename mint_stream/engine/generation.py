@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from mint_stream.messages.inference import FinishReason, Sampling
+from mint_stream.messages.inference import FinishReason, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
     from mint_stream.adapter import AdapterBlock
@@ -41,6 +41,12 @@ class Completion:
     queued_ms: float
     prefill_ms: float
     decode_ms: float
+    reused_tokens: int = 0
+    """Of the prompt, read from the cache instead of computed."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """Of `tokens`, where they were asked for."""
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    """Of the prompt's tokens but the first, likewise."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Keys and values of the running sequences, one slot of fixed length a sequence, in memory that the system commits only when touched."""
 
-import heapq
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -8,13 +8,14 @@ from torch import Tensor
 from transformers import Cache
 
 from mint_stream.engine.memory import zeros_when_touched
+from mint_stream.engine.prefixes import Reuse, SlotContents
 from mint_stream.model.passes import Pass
 
 
 class SlottedCache(Cache):  # type: ignore[misc]  # transformers ships no types
     """A layer's keys are [slots, tokens, kv_heads, width] in memory. Stock models call `update`; our attention reads `layer`.
 
-    Never-written and released places hold zeros, so that masked reads of them are finite.
+    Places without a sequence's own numbers hold zeros or an earlier sequence's finite ones, so that masked reads of them are finite.
     """
 
     def __init__(self, slots: int, slot_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -23,13 +24,13 @@ class SlottedCache(Cache):  # type: ignore[misc]  # transformers ships no types
         self._dtype, self._device = dtype, device
         self._stored: dict[int, tuple[Tensor, Tensor]] = {}
         self._states: dict[object, Tensor] = {}
-        self._free = list(range(slots))
+        self._contents = SlotContents(slots)
         self._rows = torch.empty(0, dtype=torch.long, device=device)
 
     @property
     def free_slots(self) -> int:
         """How many sequences more would fit."""
-        return len(self._free)
+        return self._contents.free
 
     @property
     def nbytes(self) -> int:
@@ -37,17 +38,34 @@ class SlottedCache(Cache):  # type: ignore[misc]  # transformers ships no types
         tensors = [*self._states.values(), *(side for pair in self._stored.values() for side in pair)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def take(self) -> int:
-        """A free slot, the lowest, so that running slots are neighbours."""
-        return heapq.heappop(self._free)
+    @torch.inference_mode()
+    def take(self, maker: Hashable = None, tokens: Sequence[int] = (), reuse: bool = True) -> Reuse:
+        """A slot for a sequence that `maker` (whose weights: a digest) computes, and how many of its `tokens` are in it already.
+
+        What another slot holds of the same beginning by the same maker is copied; the last of `tokens` is never among it.
+        """
+        whole = bool(self._states)  # a recurrent state is its whole sequence's: no beginning can be told from it
+        found = self._contents.longest(maker, tokens) if reuse and not whole else None
+        slot = self._contents.take(found.slot if found is not None else None)
+        known = found.tokens if found is not None else 0
+        if found is not None and found.slot != slot:
+            for pair in self._stored.values():
+                for side in pair:
+                    side[slot, :known] = side[found.slot, :known]
+        self._contents.hold(slot, maker, tokens, known)
+        return Reuse(slot, known)
+
+    def advance(self, slot: int, computed: int) -> None:
+        """The slot now has keys and values of the first `computed` tokens of its sequence."""
+        self._contents.advance(slot, computed)
 
     @torch.inference_mode()
-    def release(self, slot: int, tokens: int) -> None:
-        """Give a slot back; its first `tokens` places were used."""
-        for pair in self._stored.values():
+    def release(self, slot: int, keep: bool = False) -> None:
+        """Give a slot back. To `keep` offers its contents to later sequences; only finite numbers may be kept, others are zeroed."""
+        for pair in self._stored.values() if not keep else ():
             for side in pair:
-                side[slot, :tokens].zero_()
-        heapq.heappush(self._free, slot)
+                side[slot, : self._contents.computed(slot)].zero_()
+        self._contents.release(slot, keep)
 
     def place(self, pass_: Pass) -> None:
         """Where the rows of the next pass are written."""

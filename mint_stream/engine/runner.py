@@ -1,6 +1,7 @@
 """Runs one step: packs the rows of many sequences into a pass, and draws the next tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from mint_stream.engine.adapter_rows import Placing, SideBySide, Slots, WhereTheyAre
 from mint_stream.engine.batcher import Rows
 from mint_stream.engine.kv_cache import SlottedCache
+from mint_stream.engine.logprobs import token_logprobs
 from mint_stream.engine.sampler import choose
 from mint_stream.engine.sequence import RunningSequence
 from mint_stream.kernels import Segments
@@ -33,32 +35,78 @@ class Runner:
 
         Raises BaseUnusable when packed passes of this base are not what the stock model computes."""
         check_packing(self._packed, SlottedCache(len(LENGTHS), max(LENGTHS), self._dtype, self._packed.device))
-        slots = [self.cache.take(), self.cache.take()]
+        slots = [self.cache.take().slot, self.cache.take().slot]
         for rows, position in ((8, 0), (1, 8)):
             spans = tuple(Span(at * rows, (at + 1) * rows, position, slot) for at, slot in enumerate(slots))
             pass_ = Pass((0,) * rows * 2, spans, (rows - 1, 2 * rows - 1), Segments((), 2 * rows))
             self.cache.place(pass_)
             self._packed.forward(pass_, self.cache)
         for slot in slots:
-            self.cache.release(slot, 9)
+            self.cache.advance(slot, 9)
+            self.cache.release(slot)
 
     @torch.inference_mode()
     def run(self, work: Sequence[tuple[Rows, RunningSequence]]) -> list[tuple[RunningSequence, int | None]]:
-        """Compute the rows of one step. For each sequence that samples: its next token, None when its logits are not finite."""
-        sampling, logits = self.logits(work)
-        return list(zip(sampling, choose(logits, [sequence.draw() for sequence in sampling]), strict=True)) if sampling else []
+        """Compute the rows of one step. For each sequence that samples: its next token, None when its logits are not finite.
+
+        Log-probabilities that sequences asked for are added to them."""
+        chosen, logits = self.logits(work)
+        drawing = [row for row, one in enumerate(chosen) if one.draws]
+        drawn = logits if len(drawing) == len(chosen) else logits[drawing]
+        tokens = choose(drawn, [chosen[row].sequence.draw() for row in drawing]) if drawing else []
+        following = dict(zip(drawing, tokens, strict=True))
+        self._score(chosen, logits, following)
+        return [(chosen[row].sequence, token) for row, token in following.items()]
+
+    def _score(self, chosen: "Sequence[Chosen]", logits: Tensor, drawn: Mapping[int, int | None]) -> None:
+        """Add to each sequence the log-probabilities of the tokens that follow its rows, where it asked for them."""
+        scored = [(row, one, token, top) for row, one in enumerate(chosen) for token, top in one.scores(drawn.get(row))]
+        rows = [row for row, _, _, _ in scored]
+        found = token_logprobs(logits[rows], [token for _, _, token, _ in scored], [top for _, _, _, top in scored]) if scored else []
+        for (_, one, _, _), logprob in zip(scored, found, strict=True):
+            (one.sequence.logprobs if one.draws else one.sequence.prompt_logprobs).append(logprob)
 
     @torch.inference_mode()
-    def logits(self, work: Sequence[tuple[Rows, RunningSequence]]) -> tuple[list[RunningSequence], Tensor]:
-        """Compute the rows of one step: the sequences that sample, in the order of their logits [sampling, vocabulary]."""
+    def logits(self, work: Sequence[tuple[Rows, RunningSequence]]) -> "tuple[list[Chosen], Tensor]":
+        """Compute the rows of one step: the rows that somebody needs logits of, in the order of the logits [chosen, vocabulary]."""
         blocks = {id(block): block for _, sequence in work if (block := sequence.generation.adapter) is not None}
         adapters, slots = self._placing.place(tuple(blocks.values()))
         placed = sorted(work, key=lambda item: _slot_of(item[1], slots))
+        chosen = [one for rows, sequence in placed for one in _chosen(rows, sequence)]
         pass_ = _pack(placed, slots, adapters)
         self.max_adapters_in_step = max(self.max_adapters_in_step, len(blocks))
         self.cache.place(pass_)
         logits = self._packed.forward(pass_, self.cache)
-        return [sequence for rows, sequence in placed if rows.samples], logits
+        for rows, sequence in placed:
+            self.cache.advance(sequence.slot, rows.start + rows.count)
+        return chosen, logits
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A row of a step with logits: that of the token at `position` of its sequence. `draws`: the next token is drawn from them."""
+
+    sequence: RunningSequence
+    position: int
+    draws: bool
+
+    def scores(self, drawn: int | None) -> Iterator[tuple[int, int]]:
+        """(the token that follows, how many alternatives) if the sequence wants to know how likely it was."""
+        sampling = self.sequence.generation.sampling
+        if self.draws and drawn is not None and sampling.logprobs is not None:
+            yield drawn, sampling.logprobs
+        elif not self.draws and sampling.prompt_logprobs is not None:
+            yield self.sequence.tokens[self.position + 1], sampling.prompt_logprobs
+
+
+def _chosen(rows: Rows, sequence: RunningSequence) -> Iterator[Chosen]:
+    """The rows of a chunk that need logits: the last where a token is drawn, all of them where the prompt is scored."""
+    last = rows.start + rows.count - 1
+    if sequence.generation.sampling.prompt_logprobs is not None:
+        ends = min(last, len(sequence.generation.prompt_tokens) - 1)
+        yield from (Chosen(sequence, position, draws=False) for position in range(rows.start, ends + (not rows.samples)))
+    if rows.samples:
+        yield Chosen(sequence, last, draws=True)
 
 
 def _slot_of(sequence: RunningSequence, slots: Slots) -> int:
@@ -75,6 +123,5 @@ def _pack(placed: Sequence[tuple[Rows, RunningSequence]], slots: Slots, adapters
         tokens.extend(sequence.tokens[rows.start : rows.start + rows.count])
         spans.append(Span(begin, len(tokens), rows.start, sequence.slot))
         of_rows.extend([_slot_of(sequence, slots)] * rows.count)
-        if rows.samples:
-            selected.append(len(tokens) - 1)
+        selected.extend(begin + one.position - rows.start for one in _chosen(rows, sequence))
     return Pass(tuple(tokens), tuple(spans), tuple(selected), Segments.of_slots(of_rows), adapters)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from mint_stream.engine.generation import Completion, Generation
 from mint_stream.engine.sampler import Draw
 from mint_stream.engine.stops import Decode, TextStream
-from mint_stream.messages.inference import FinishReason
+from mint_stream.messages.inference import FinishReason, TokenLogprob
 
 
 @dataclass(eq=False)
@@ -21,11 +21,20 @@ class RunningSequence:
     first_token_at_s: float = 0.0
     tokens: list[int] = field(default_factory=list)
     """Prompt, then what was drawn."""
+    reused_tokens: int = 0
+    """Of the prompt, what the slot held already."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     stream: TextStream = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.generation.prompt_tokens)
         self.stream = TextStream(self.decode, self.generation.sampling.stop)
+
+    @property
+    def maker(self) -> str | None:
+        """Whose weights compute it: the adapter's content digest, None for the bare base."""
+        return None if self.generation.adapter is None else self.generation.adapter.digest
 
     @property
     def drawn(self) -> tuple[int, ...]:
@@ -64,4 +73,7 @@ class RunningSequence:
             queued_ms=(self.admitted_at_s - self.submitted_at_s) * 1e3,
             prefill_ms=(self.first_token_at_s - self.admitted_at_s) * 1e3,
             decode_ms=(now_s - self.first_token_at_s) * 1e3,
+            reused_tokens=self.reused_tokens,
+            logprobs=tuple(self.logprobs) if self.generation.sampling.logprobs is not None else None,
+            prompt_logprobs=tuple(self.prompt_logprobs) if self.generation.sampling.prompt_logprobs is not None else None,
         )

@@ -44,7 +44,7 @@ class StepLoop:
     ) -> None:
         """`post` receives the outcomes of each step, on this loop's thread."""
         self._runner, self._decode, self._eos_tokens, self._post = runner, decode, eos_tokens, post
-        self._batcher = Batcher(budgets)
+        self._batcher = Batcher(budgets, self._begin)
         self._sequences: dict[int, RunningSequence] = {}
         self._inbox: deque[_Submission | _Cancellation] = deque()
         self._wake = threading.Condition()
@@ -109,12 +109,18 @@ class StepLoop:
         now_s = time.monotonic()
         step = self._batcher.step(now_s)
         outcomes = [self._end(key, _too_late(self._sequences[key])) for key in step.expired]
-        for key in step.admitted:
-            self._sequences[key].slot, self._sequences[key].admitted_at_s = self._runner.cache.take(), now_s
         if step.rows:
             outcomes.extend(self._compute(step.rows))
             self.steps += 1
         return outcomes
+
+    def _begin(self, key: int) -> int:
+        """Give a sequence its slot: how many of its prompt's tokens are in it already."""
+        sequence = self._sequences[key]
+        scored = sequence.generation.sampling.prompt_logprobs is not None  # their rows have to be computed
+        found = self._runner.cache.take(sequence.maker, sequence.tokens, reuse=not scored)
+        sequence.slot, sequence.reused_tokens, sequence.admitted_at_s = found.slot, found.tokens, time.monotonic()
+        return found.tokens
 
     def _compute(self, rows: tuple[Rows, ...]) -> list[Outcome]:
         drawn = self._runner.run([(one, self._sequences[one.key]) for one in rows])
@@ -133,7 +139,8 @@ class StepLoop:
         sequence = self._sequences.pop(key)
         self._batcher.remove(key)
         if sequence.slot >= 0:
-            self._runner.cache.release(sequence.slot, len(sequence.tokens))
+            # What was drawn from finite logits was made of finite keys and values; of anything else that is not known.
+            self._runner.cache.release(sequence.slot, keep=isinstance(end, Completion))
         return Outcome(key, text, end)
 
 

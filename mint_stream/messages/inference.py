@@ -11,6 +11,10 @@ AdapterRef = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._
 """`adapter`, `adapter@7` or `adapter@alias`; a bare name means its production revision."""
 
 
+MAX_TOP_LOGPROBS = 20
+"""What a result may carry of each token's alternatives, so that the longest answer fits its topic."""
+
+
 class ChatMessage(Record):
     """One turn of a conversation."""
 
@@ -29,6 +33,10 @@ class Sampling(Record):
     stop: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = Field(default=(), max_length=16)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     ignore_eos: bool = False
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    """The log-probability of each token drawn, and of this many most likely ones in its place. None: none at all."""
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    """The same for the tokens of the prompt, all but its first."""
 
 
 RequestName = tuple[str, str]
@@ -78,6 +86,24 @@ class TokenUsage(Record):
 
     prompt_tokens: int = Field(ge=0)
     completion_tokens: int = Field(ge=0)
+    reused_tokens: int = Field(default=0, ge=0)
+    """Of the prompt: what an earlier request of the same revision had computed already."""
+
+
+class LikelyToken(Record):
+    """A token and the natural logarithm of its probability."""
+
+    token: int
+    logprob: float
+
+
+class TokenLogprob(Record):
+    """The natural logarithm of a token's probability under the model itself: before temperature, top-k and top-p."""
+
+    token: int
+    logprob: float
+    top: tuple[LikelyToken, ...] = ()
+    """The most likely ones in its place, the likeliest first."""
 
 
 class Timings(Record):
@@ -121,6 +147,10 @@ class InferenceResult(Record):
     adapter: str | None = None
     text: str | None = None
     tokens: tuple[int, ...] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One for each of `tokens`, where the request asked for them."""
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    """One for each token of the prompt but its first."""
     finish_reason: FinishReason | None = None
     usage: TokenUsage | None = None
     served_by: ServedBy | None = None

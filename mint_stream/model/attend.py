@@ -57,34 +57,64 @@ def causal_mask(span: Span, window: int | None, like: Tensor) -> Tensor:
     return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)[None, None]
 
 
+@dataclass(frozen=True)
+class _Seats:
+    """Decode rows side by side: seat i reads the cache's slot first + i, or slots[i] where they are too scattered to be read through."""
+
+    first: int
+    rows: Tensor
+    """[seats]: the row of the pass in each seat. A seat nobody sits in repeats one, and its outcome is not used."""
+    lengths: tuple[int, ...]
+    slots: Tensor | None = None
+    kept: Tensor | None = None
+    """Seats that somebody sits in; None: all."""
+    kept_rows: Tensor | None = None
+
+    @classmethod
+    def of(cls, spans: tuple[Span, ...], device: torch.device) -> "_Seats":
+        """For spans of one row each, in the order of their slots."""
+        starts = torch.tensor([span.start for span in spans], device=device)
+        first, seats = spans[0].slot, spans[-1].slot - spans[0].slot + 1
+        if seats == len(spans):
+            return cls(first, starts, tuple(span.length for span in spans))
+        if seats > 2 * len(spans):  # reading past so many others costs more than bringing these together
+            slots = torch.tensor([span.slot for span in spans], device=device)
+            return cls(first, starts, tuple(span.length for span in spans), slots)
+        taken = {span.slot - first: span for span in spans}
+        rows = torch.tensor([taken[seat].start if seat in taken else spans[0].start for seat in range(seats)], device=device)
+        lengths = tuple(taken[seat].length if seat in taken else 1 for seat in range(seats))
+        return cls(first, rows, lengths, None, torch.tensor(list(taken), device=device), starts)
+
+    def read(self, stored: Tensor) -> Tensor:
+        """[seats, kv_heads, longest, width] of the cache's [slots, kv_heads, tokens, width]."""
+        longest = max(self.lengths)
+        if self.slots is not None:
+            return stored[:, :, :longest].index_select(0, self.slots)
+        return stored[self.first : self.first + len(self.lengths), :, :longest]
+
+    def write(self, attended: Tensor, out: Tensor) -> None:
+        """Put the seats' outcome [seats, ...] in their rows of out."""
+        if self.kept is None or self.kept_rows is None:
+            out.index_copy_(0, self.rows, attended)
+        else:
+            out.index_copy_(0, self.kept_rows, attended.index_select(0, self.kept))
+
+
 def many(spans: tuple[Span, ...], query: Tensor, stored: tuple[Tensor, Tensor], rule: Rule, pass_: Pass, out: Tensor) -> None:
     """Decode rows of many sequences at once, written to their rows of out [T, heads, value width]."""
-    longest = max(span.length for span in spans)
-    rows = pass_.shared("decode rows", lambda: torch.tensor([span.start for span in spans], device=query.device))
-    k, v = _gathered(spans, stored, longest, pass_)
-    q = query[0].transpose(0, 1).index_select(0, rows).unsqueeze(2)
-    mask = pass_.shared(("many", rule.window), lambda: _lengths_mask(spans, longest, rule.window, q))
-    out.index_copy_(0, rows, attend(q, k, v, mask, rule).squeeze(2))
+    seats = pass_.shared("seats", lambda: _Seats.of(spans, query.device))
+    q = query[0].transpose(0, 1).index_select(0, seats.rows).unsqueeze(2)
+    mask = pass_.shared(("many", rule.window), lambda: _lengths_mask(seats.lengths, rule.window, q))
+    seats.write(attend(q, seats.read(stored[0]), seats.read(stored[1]), mask, rule).squeeze(2), out)
 
 
-def _gathered(spans: tuple[Span, ...], stored: tuple[Tensor, Tensor], longest: int, pass_: Pass) -> tuple[Tensor, Tensor]:
-    """Keys and values of the spans' slots: a view where the slots are neighbours, a copy where they are scattered."""
-    first, last = spans[0].slot, spans[-1].slot
-    if last - first + 1 == len(spans):
-        k, v = (side[first : last + 1, :, :longest] for side in stored)
-        return k, v
-    slots = pass_.shared("decode slots", lambda: torch.tensor([span.slot for span in spans], device=stored[0].device))
-    k, v = (side[:, :, :longest].index_select(0, slots) for side in stored)
-    return k, v
-
-
-def _lengths_mask(spans: tuple[Span, ...], longest: int, window: int | None, like: Tensor) -> Tensor:
-    """[spans, 1, 1, longest]: 0 where a sequence's next row may look."""
-    lengths = torch.tensor([span.length for span in spans], device=like.device)[:, None]
-    columns = torch.arange(longest, device=like.device)[None, :]
-    hidden = columns >= lengths
+def _lengths_mask(lengths: tuple[int, ...], window: int | None, like: Tensor) -> Tensor:
+    """[sequences, 1, 1, longest]: 0 where a sequence's next row may look."""
+    ends = torch.tensor(lengths, device=like.device)[:, None]
+    columns = torch.arange(max(lengths), device=like.device)[None, :]
+    hidden = columns >= ends
     if window is not None:
-        hidden |= columns < lengths - window
+        hidden |= columns < ends - window
     return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)[:, None, None]
 
 

@@ -13,7 +13,7 @@ from mint_stream.errors import AdapterUnloadable, Cancelled, DeadlineExceeded, M
 from mint_stream.messages.adapters import Revision
 from mint_stream.messages.inference import InferenceRequest, InferenceResult, ServedBy, Timings, TokenUsage, request_digest
 from mint_stream.workers.admission import Admission, Admitted, within
-from mint_stream.workers.answers import Answers, ChunkStream
+from mint_stream.workers.answers import Answers, ChunkStream, trace_of
 from mint_stream.workers.blaming import culprit
 from mint_stream.workers.cancellations import Cancellations
 from mint_stream.workers.clock import now_ms
@@ -110,14 +110,14 @@ class Completer:
                 deadline_at_s=deadline_s,
             )
             try:
-                return await self._generated(request, generation, delivery.attempt)
+                return await self._generated(request, generation, delivery)
             except AdapterUnloadable as error:
                 raise await culprit(self._engine, generation, error) from error
 
-    async def _generated(self, request: InferenceRequest, generation: Generation, attempt: int) -> Completion:
+    async def _generated(self, request: InferenceRequest, generation: Generation, delivery: Delivery) -> Completion:
         if not request.stream:
             return await self._engine.run(generation)
-        stream = ChunkStream(self._answers, request, attempt)
+        stream = ChunkStream(self._answers, request, delivery.attempt, trace_of(delivery.headers))
         try:
             return await self._engine.run(generation, stream.add)
         finally:

@@ -20,6 +20,7 @@ class _Arrival:
     adapter: str | None
     lane: str
     deadline_in_s: float | None
+    known_tokens: int = 0
 
 
 arrivals = st.lists(
@@ -31,6 +32,7 @@ arrivals = st.lists(
         adapter=st.sampled_from([None, "a", "b", "c", "d"]),
         lane=st.sampled_from(["online", "bulk"]),
         deadline_in_s=st.one_of(st.none(), st.floats(0, 30)),
+        known_tokens=st.integers(0, 25),
     ),
     max_size=25,
 )
@@ -40,7 +42,7 @@ class _Run:
     """Drives a batcher one step a second until all arrivals are finished, keeping what a law may look at."""
 
     def __init__(self, arrivals: list[_Arrival], budgets: Budgets = BUDGETS) -> None:
-        self.batcher = Batcher(budgets)
+        self.batcher = Batcher(budgets, self._begin)
         self.arrivals = sorted(arrivals, key=lambda arrival: arrival.at_step)
         self.asked: dict[int, Waiting] = {}
         self.waiting: set[int] = set()
@@ -69,6 +71,11 @@ class _Run:
         self.asked[key] = Waiting(key, arrival.prompt_tokens, arrival.adapter, lane, self.now_s, deadline)
         self.waiting.add(key)
         self.batcher.add(self.asked[key])
+
+    def _begin(self, key: int) -> int:
+        """Some prompts are known in part."""
+        self.computed[key] = known = min(self.arrivals[key].known_tokens, self.arrivals[key].prompt_tokens - 1)
+        return known
 
     def _account(self, step: Step) -> None:
         for key in step.expired:
@@ -103,7 +110,7 @@ def test_each_sequence_computes_each_position_once_in_order_and_samples_from_its
     for step in run.steps():
         for rows in step.rows:
             prompt = run.asked[rows.key].prompt_tokens
-            assert rows.start == run.computed.get(rows.key, 0) and rows.count >= 1
+            assert rows.start == run.computed[rows.key] and rows.count >= 1
             assert rows.samples == (rows.start + rows.count >= prompt)
             assert rows.count == 1 or rows.start + rows.count <= prompt
 
@@ -149,6 +156,40 @@ def test_bulk_is_served_under_any_online_load(hot: str | None, adapter: str | No
         if bulk in run.ended:
             break
     assert run.now_s < 150
+
+
+@settings(deadline=None)
+@given(arrivals)
+def test_no_row_of_a_step_is_left_over_while_somebody_could_use_it(arrivals: list[_Arrival]) -> None:
+    """Law: work-conserving. With room in the step, a prompt is not cut short; with a slot besides, only adapters keep anybody waiting."""
+    run = _Run(arrivals)
+    for step in run.steps():
+        used = sum(rows.count for rows in step.rows)
+        if used == BUDGETS.max_num_batched_tokens:
+            continue
+        keys = run.running - set(step.expired) | set(step.admitted)
+        ends = {rows.key: rows.start + rows.count for rows in step.rows}
+        assert all(ends[key] >= run.asked[key].prompt_tokens for key in keys), "a prompt was cut although the step had room"
+        adapters = {run.asked[key].adapter for key in keys} - {None}
+        waiting = run.waiting - set(step.admitted) - set(step.expired)
+        bare = {key for key in waiting if run.asked[key].adapter is None or run.asked[key].adapter in adapters}
+        lanes = {run.asked[key].lane for key in waiting}
+        assert not bare or len(keys) >= BUDGETS.max_num_seqs - BUDGETS.bulk_seqs or len(lanes) > 1 or _aged_head(run, waiting)
+
+
+def _aged_head(run: _Run, waiting: set[int]) -> bool:
+    """Whether somebody who needs another adapter has waited so long that nobody may pass."""
+    return any(run.now_s - run.asked[key].arrived_at_s >= BUDGETS.ageing_s for key in waiting)
+
+
+@settings(deadline=None)
+@given(arrivals)
+def test_when_all_have_left_nothing_is_remembered_of_them(arrivals: list[_Arrival]) -> None:
+    run = _Run(arrivals)
+    for _ in run.steps():
+        pass
+    for queue in run.batcher._lanes.values():
+        assert not queue.in_order and not queue.by_adapter
 
 
 def test_a_running_adapter_is_preferred_to_a_new_one() -> None:

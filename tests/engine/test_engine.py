@@ -15,8 +15,11 @@ from mint_stream.engine.batcher import Budgets
 from mint_stream.engine.engine import Engine
 from mint_stream.engine.generation import Generation, GenerationEngine
 from mint_stream.errors import AdapterUnloadable, BaseMismatch, Cancelled, DeadlineExceeded, EngineFailed, InvalidRequest, PromptTooLong
+from mint_stream.kernels import LoraWeights
 from mint_stream.messages.inference import Sampling
 from mint_stream.model.base import ResidentBase, load_base
+from mint_stream.model.forward import PackedModel
+from mint_stream.model.passes import AdapterSet, pack
 from tests.factories import random_weights, tiny_base
 
 BUDGETS = Budgets(max_num_seqs=4, max_num_batched_tokens=16, max_adapters=3)
@@ -170,3 +173,47 @@ async def test_a_crash_of_the_thread_reaches_everyone_who_waits(tmp_path: Path) 
         await engine.watch()
     with pytest.raises(EngineFailed):
         await engine.run(_asks())
+
+
+async def test_a_prompt_that_was_computed_before_is_read_from_the_cache_and_answered_alike(engine: Engine, base: ResidentBase) -> None:
+    for block in (None, _block(base, 1)):
+        first = await engine.run(_asks(text="the same beginning", block=block))
+        again = await engine.run(_asks(text="the same beginning", block=block))
+        longer = await engine.run(_asks(text="the same beginning, and more", block=block))
+        assert (first.reused_tokens, again.reused_tokens, longer.reused_tokens) == (0, 17, 18)
+        assert first.tokens == again.tokens
+
+
+async def test_what_one_revision_computed_is_never_read_by_another_or_by_the_base(engine: Engine, base: ResidentBase) -> None:
+    makers = [None, _block(base, 1), _block(base, 2)]
+    answers = [await engine.run(_asks(text="the same beginning", block=block)) for block in makers]
+    assert [answer.reused_tokens for answer in answers] == [0, 0, 0]
+    twins = [await engine.run(_asks(text="the same beginning", block=block)) for block in (None, _block(base, 1), _block(base, 2))]
+    assert [twin.reused_tokens for twin in twins] == [17, 17, 17], "equal content has an equal digest, wherever it lies in memory"
+    assert [twin.tokens for twin in twins] == [answer.tokens for answer in answers]
+
+
+async def test_log_probabilities_are_those_of_the_whole_text_computed_at_once(engine: Engine, base: ResidentBase) -> None:
+    block = _block(base, 1)
+    asked = _asks(text="how likely is this", block=block, logprobs=3, prompt_logprobs=2, temperature=0.7, max_tokens=5)
+    quiet = _asks("q", text="how likely is this", block=block, max_tokens=5)
+    answer, silent = await asyncio.gather(engine.run(asked), engine.run(quiet))
+    tokens = [*asked.prompt_tokens, *answer.tokens]
+    adapters = AdapterSet([{path: LoraWeights(layer.A, layer.Bt) for path, layer in block.layers.items()}])
+    with torch.inference_mode():
+        whole = PackedModel(base.model, base.linears, base.output_head).forward(pack([(tokens, 0)], adapters=adapters)).log_softmax(-1)
+    assert silent.logprobs is None and silent.prompt_logprobs is None
+    assert answer.logprobs is not None and answer.prompt_logprobs is not None
+    scored = [*answer.prompt_logprobs, *answer.logprobs]
+    assert [one.token for one in scored] == tokens[1:] and [len(one.top) for one in scored] == [2] * 17 + [3] * 5
+    for position, one in enumerate(scored):
+        assert one.logprob == pytest.approx(float(whole[position, one.token]), abs=1e-4)
+        best = whole[position].topk(len(one.top))
+        assert [likely.token for likely in one.top] == best.indices.tolist()
+        assert [likely.logprob for likely in one.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+async def test_a_scored_prompt_is_computed_whole_even_if_the_cache_has_it(engine: Engine) -> None:
+    await engine.run(_asks(text="the same beginning"))
+    scored = await engine.run(_asks(text="the same beginning", prompt_logprobs=0, max_tokens=1))
+    assert scored.reused_tokens == 0 and scored.prompt_logprobs is not None and len(scored.prompt_logprobs) == 17

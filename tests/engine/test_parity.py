@@ -125,14 +125,14 @@ def _forced(runner: Runner, budgets: Budgets, sequences: list[tuple[RunningSeque
     while batcher.waiting or batcher.running:
         step = batcher.step(0.0)
         for key in step.admitted:
-            by_key[key][0].slot = runner.cache.take()
-        sampling, logits = runner.logits([(rows, by_key[rows.key][0]) for rows in step.rows])
-        for sequence, row in zip(sampling, logits, strict=True):
+            by_key[key][0].slot = runner.cache.take().slot
+        chosen, logits = runner.logits([(rows, by_key[rows.key][0]) for rows in step.rows])
+        for sequence, row in zip([one.sequence for one in chosen], logits, strict=True):
             tokens = by_key[sequence.key][1]
             yield sequence.key, len(sequence.tokens) - 1, row
             if len(sequence.tokens) == len(tokens):
                 batcher.remove(sequence.key)
-                runner.cache.release(sequence.slot, len(tokens))
+                runner.cache.release(sequence.slot)
             else:
                 sequence.tokens.append(tokens[len(sequence.tokens)])
 
