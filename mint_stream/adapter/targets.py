@@ -59,7 +59,7 @@ def check_layers(layers: Mapping[str, tuple[LayerShape, int]], base: Mapping[str
 
 
 def _base_words(shape: LayerShape | None) -> str:
-    return "has no such linear layer" if shape is None else f"as {_shape_words(shape)}"
+    return "has no such layer" if shape is None else f"as {_shape_words(shape)}"
 
 
 def _shape_words(shape: LayerShape) -> str:

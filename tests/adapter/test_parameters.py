@@ -14,9 +14,15 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from mint_stream.adapter import AdapterBlock, AdapterWeights
+from mint_stream.cache import AdapterSource
+from mint_stream.catalog.servability import unservable
 from mint_stream.errors import BaseMismatch, InvalidAdapter
+from mint_stream.messages.adapters import Revision
+from mint_stream.messages.fleet import PoolBase
+from mint_stream.model.base import load_base
 from mint_stream.model.parameters import bare_parameters
 from mint_stream.model.tiny import linear_paths, tiny_model
+from mint_stream.store import Store
 from tests.factories import VOCABULARY, peft_files, peft_model, tiny_base
 
 TOKENS = torch.tensor([[72, 101, 108, 108, 111, 32, 119, 111]])
@@ -81,6 +87,32 @@ def test_the_base_it_was_made_for_can_carry_it_and_the_manifest_says_so(mixture:
     with pytest.raises(InvalidAdapter, match="over this pool's cap"):
         weights.check_layers(base, max_rank=1)
     assert all(target.rank <= 8 for target in weights.targets())
+
+
+@every_setting
+def test_the_registrar_takes_it_and_a_worker_loads_it(mixture: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    weights = AdapterWeights.from_files(peft_files(mixture, **settings))
+    base = load_base(mixture, torch.float32)
+    store = Store((tmp_path / "store").as_uri())
+    manifest = store.put_revision(
+        weights.to_peft(), digest=weights.digest, base_digest=base.digest, targets=weights.targets(), parameters=weights.parameters
+    )
+    pool = PoolBase(
+        pool="p",
+        base_digest=base.digest,
+        architecture=base.architecture,
+        context_tokens=64,
+        vocabulary_tokens=VOCABULARY,
+        targets=base.targets(),
+        max_rank=8,
+    )
+    assert unservable(manifest, pool) is None
+    assert unservable(manifest, pool.model_copy(update={"targets": base.targets()[:1]})) is not None
+    fields = {"adapter_id": "a", "number": 1, "state": "announced", "pool": "p", "announced_at_ms": 0, "base_digest": base.digest}
+    block = AdapterSource(store, base.layers, max_rank=8).block(Revision(**fields, uri=manifest.uri, digest=manifest.digest))
+    assert {path: layer.shape for path, layer in block.layers.items()} == {path: layer.shape for path, layer in weights.layers.items()}
+    with pytest.raises(BaseMismatch, match="has no such layer"):
+        AdapterSource(store, {}, max_rank=8).block(Revision(**fields, uri=manifest.uri, digest=manifest.digest))
 
 
 def test_each_expert_counts_as_a_layer_of_its_own(mixture: Path) -> None:
