@@ -10,8 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mint_stream.engine.kv_cache import SlottedCache
 from mint_stream.engine.runner import Runner
 from mint_stream.errors import BaseUnusable
+from mint_stream.kernels import Segments
 from mint_stream.model.base import check_servable, describe
 from mint_stream.model.forward import PackedModel
+from mint_stream.model.passes import Pass, Span
 from mint_stream.model.tiny import KINDS, linear_paths, tiny_model
 from mint_stream.model.trial import check_packing
 from tests.factories import byte_tokenizer
@@ -92,3 +94,22 @@ def test_a_router_that_is_told_more_than_its_rows_is_no_target(kind: str) -> Non
     model = other(kind, num_local_experts=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, head_dim=16)
     packed = PackedModel(model, linear_paths(model))
     check_packing(packed, cache())
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"), [("llama", 11), ("qwen3_moe", 11), ("deepseek_v3", 11), ("deepseek_v32", 11), ("qwen3_next", 0)]
+)
+def test_a_beginning_that_is_known_is_reused_whole_or_where_a_layer_keeps_a_state_not_at_all(kind: str, known: int) -> None:
+    packed = PackedModel(tiny_model(kind), linear_paths(tiny_model(kind)))
+    slots, tokens = cache(), list(range(3, 15))
+    rows = []
+    for _ in range(2):
+        found = slots.take("maker", tokens)
+        span = Span(0, len(tokens) - found.tokens, found.tokens, found.slot)
+        pass_ = Pass(tuple(tokens[found.tokens :]), (span,), (span.rows - 1,), Segments((), span.rows))
+        slots.place(pass_)
+        rows.append(packed.forward(pass_, slots))
+        slots.advance(found.slot, len(tokens))
+        slots.release(found.slot, keep=True)
+    assert found.tokens == known
+    torch.testing.assert_close(rows[1], rows[0], atol=1e-4, rtol=0)
