@@ -7,6 +7,7 @@ either pays nothing and misses nothing. Other devices, and layers that the Trito
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -44,10 +45,19 @@ def add_lora_slices(x: Tensor, ys: Sequence[Tensor], segments: Segments, weights
     if any(tensor.shape[0] != segments.rows for tensor in (x, *ys)):
         raise ValueError(f"the pass has {segments.rows} rows, x has {x.shape[0]} and y has {[y.shape[0] for y in ys]}")
     if not x.is_cuda or _cuda is None:
-        return cpu.add_lora_slices(x, ys, segments, weights)
-    for y, site in zip(ys, weights.sites, strict=True):
-        if site is not None:
-            (_cuda if _cuda.takes(x, y, site) else cpu).add_lora(x, y, segments, site)
+        cpu.add_lora_slices(x, ys, segments, weights)
+    else:
+        _add_on_device(_cuda, x, [(y, site) for y, site in zip(ys, weights.sites, strict=True) if site is not None], segments)
+
+
+def _add_on_device(cuda: ModuleType, x: Tensor, slices: Sequence[tuple[Tensor, SiteWeights]], segments: Segments) -> None:
+    """One launch of each kernel for all slices that they can read, torch for the rest."""
+    taken = [(y, site) for y, site in slices if cuda.takes(x, y, site)]
+    if taken:
+        cuda.add_lora_slices(x, taken, segments)
+    for y, site in slices:
+        if not cuda.takes(x, y, site):
+            cpu.add_lora(x, y, segments, site)
 
 
 def add_expert_lora(x: Tensor, y: Tensor, pairs: ExpertPairs, weights: SiteWeights) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mint_stream.bench.kernels import replayed_us
 from mint_stream.bench.lora_cases import Case, Popularity, Tensors
-from mint_stream.kernels import Segments, SiteWeights, reference
+from mint_stream.kernels import Segments, SiteWeights, SliceWeights, add_lora_slices, reference
 from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
 from mint_stream.kernels.experts import ExpertPairs
 from tests.kernels import mixes
@@ -53,6 +53,15 @@ def test_every_popularity_equals_the_reference(kind: Popularity, rank: int, rows
     for (right, _), (mine, _), (repeated, _) in zip(expected, got, again, strict=True):
         close(mine, right)
         assert torch.equal(mine, repeated)
+
+
+def test_the_dispatch_takes_all_slices_that_the_kernels_can_read_and_leaves_the_rest_to_torch() -> None:
+    at = Tensors.of(Case(256, (128, 64, 132), 8, 20, 3, "zipf"), torch.bfloat16, DEVICE)
+    expected = [(y.clone(), weights) for y, weights in at.slices]
+    reference.add_lora_slices(at.x, expected, at.segments)
+    add_lora_slices(at.x, [y for y, _ in at.slices], at.segments, SliceWeights([weights for _, weights in at.slices]))
+    for (right, _), (mine, _) in zip(expected, at.slices, strict=True):
+        close(mine, right)
 
 
 @every_dtype
