@@ -24,10 +24,13 @@ def topics(topic_prefix: str) -> list[Topic]:
 
 
 async def alter(connection: Connection, topic: str, config: dict[str, str]) -> None:
+    """Returns when the broker shows it: the controller, who says that it is done, is a moment ahead."""
     admin = AIOKafkaAdminClient(**connection.options())
     await admin.start()
     await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, config)])
     await admin.close()
+    while not config.items() <= (await config_of(connection, topic)).items():
+        pass
 
 
 async def config_of(connection: Connection, topic: str) -> dict[str, str]:
@@ -66,6 +69,8 @@ async def test_another_partition_count_is_a_migration_and_nothing_is_changed(con
     admin = AIOKafkaAdminClient(**connection.options())
     await admin.start()
     await admin.create_partitions({topics[1].name(): NewPartitions(3)})
+    while len((await admin.describe_topics([topics[1].name()]))[0]["partitions"]) < 3:
+        pass
     await admin.close()
     for call, asked in ((provision.apply, topics), (provision.verify, topics[1:])):
         with pytest.raises(TopicMismatch, match="has 3 partitions, not 2; changing that is a migration"):
