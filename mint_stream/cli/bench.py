@@ -22,25 +22,28 @@ def serving(
     rank: Annotated[int, typer.Option(min=1)] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Measured rounds of each side.")] = 5,
     dtype: Annotated[Precision, typer.Option()] = "float32",
+    vllm_python: Annotated[Path | None, typer.Option(help="The python of an environment with vLLM's CPU build, to measure it too.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Also say where the time of a decode step goes.")] = False,
     base: BaseName = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tokens per second: many adapters in the batch, none, and transformers' own generate."""
-    from mint_stream.bench.serving import run
+    """Tokens per second: many adapters in the batch, none, and what PEFT, transformers and the linear layers alone do beside it."""
+    from mint_stream.bench.serving import Load, run
     from mint_stream.model.pull import resolve_base
 
     settings = settings_from(base=base, home=home)
     path = resolve_base(settings.base, settings.home)
-    found = run(path, adapters, requests, prompt_tokens, new_tokens, rank, repeats, dtype)
+    found = run(path, Load(adapters, requests, prompt_tokens, new_tokens, rank, dtype, repeats), vllm_python, profile)
     if as_json:
         return print_json(found)
     sides = found["tokens_per_s"]
     columns = ("tokens/s", *next(iter(sides.values())))
     print_table(columns, [(side, *(f"{value:.4g}" for value in values.values())) for side, values in sides.items()])
     ratios = [(name, f"{value:.2f}x") for name, value in found["ratios"].items()]
+    step = [(f"decode step, ms: {part}", f"{ms:.1f}") for part, ms in found.get("decode_step", {}).items()]
     facts = [(name, value) for part in ("workload", "machine", "versions") for name, value in found[part].items()]
-    return print_table((), [*ratios, *facts])
+    return print_table((), [*ratios, *step, *facts])
 
 
 @bench.command()

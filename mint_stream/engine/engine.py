@@ -26,15 +26,24 @@ class _Asked:
 class Engine:
     """GenerationEngine over a resident base. Every method is called on one event loop; torch runs on the engine's own thread."""
 
-    def __init__(self, base: ResidentBase, budgets: Budgets, context_tokens: int | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        base: ResidentBase,
+        budgets: Budgets,
+        context_tokens: int | None = None,
+        threads: int | None = None,
+        reuse_prefixes: bool = True,
+    ) -> None:
         """`context_tokens`: the longest sequence, at most (and by default) the base's. `threads`: for torch; None leaves its default.
+
+        `reuse_prefixes`: prompts that begin like earlier ones of the same revision are not computed again from there.
 
         The cache has max_num_seqs · context_tokens places; on a CPU it costs memory only for those that sequences have reached.
         """
         self._base, self._threads = base, threads
         self.context_tokens = min(context_tokens or base.context_tokens, base.context_tokens)
         self._runner = Runner(base, budgets.max_num_seqs, self.context_tokens)
-        self._steps = StepLoop(self._runner, budgets, self._decode, base.eos_tokens, self._post)
+        self._steps = StepLoop(self._runner, budgets, self._decode, base.eos_tokens, self._post, reuse_prefixes)
         self._asked: dict[int, _Asked] = {}
         self._keys = itertools.count()
         self._ended: asyncio.Future[None] | None = None

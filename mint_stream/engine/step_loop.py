@@ -40,10 +40,17 @@ class StepLoop:
     """`submit`, `cancel` and `stop` may be called from any thread; everything else belongs to the thread in `run`."""
 
     def __init__(
-        self, runner: Runner, budgets: Budgets, decode: Decode, eos_tokens: frozenset[int], post: Callable[[list[Outcome]], None]
+        self,
+        runner: Runner,
+        budgets: Budgets,
+        decode: Decode,
+        eos_tokens: frozenset[int],
+        post: Callable[[list[Outcome]], None],
+        reuse_prefixes: bool = True,
     ) -> None:
         """`post` receives the outcomes of each step, on this loop's thread."""
         self._runner, self._decode, self._eos_tokens, self._post = runner, decode, eos_tokens, post
+        self._reuse_prefixes = reuse_prefixes
         self._batcher = Batcher(budgets, self._begin)
         self._sequences: dict[int, RunningSequence] = {}
         self._inbox: deque[_Submission | _Cancellation] = deque()
@@ -118,7 +125,7 @@ class StepLoop:
         """Give a sequence its slot: how many of its prompt's tokens are in it already."""
         sequence = self._sequences[key]
         scored = sequence.generation.sampling.prompt_logprobs is not None  # their rows have to be computed
-        found = self._runner.cache.take(sequence.maker, sequence.tokens, reuse=not scored)
+        found = self._runner.cache.take(sequence.maker, sequence.tokens, reuse=self._reuse_prefixes and not scored)
         sequence.slot, sequence.reused_tokens, sequence.admitted_at_s = found.slot, found.tokens, time.monotonic()
         return found.tokens
 

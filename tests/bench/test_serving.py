@@ -15,9 +15,13 @@ from tests.factories import tiny_base
 
 def test_it_reports_rates_ratios_machine_and_versions(tmp_path: Path) -> None:
     base = tiny_base(tmp_path / "base")
-    report = serving.run(base, adapters=2, requests=3, prompt_tokens=5, new_tokens=4, rank=2, repeats=2)
-    assert {"ours", "base_only", "transformers"} == set(report["tokens_per_s"])
-    for side in ("base_only", "transformers"):
+    load = serving.Load(adapters=2, requests=3, prompt_tokens=5, new_tokens=4, rank=2, repeats=2)
+    report = serving.run(base, load, profile=True)
+    others = ("base_only", "peft", "transformers", "linear_limit")
+    assert {"ours", *others} == set(report["tokens_per_s"])
+    parts = dict(report["decode_step"])
+    assert parts.pop("whole") == pytest.approx(sum(parts.values())) and parts["adapters"] > 0 and parts["base linears"] > 0
+    for side in others:
         expected = report["tokens_per_s"]["ours"]["median"] / report["tokens_per_s"][side]["median"]
         assert report["ratios"][f"vs_{side}"] == pytest.approx(expected)
     assert report["machine"]["cores"] >= 1 and report["versions"]["torch"] == torch.__version__.split("+")[0]
