@@ -74,6 +74,23 @@ def _kernel_row(one: dict[str, Any]) -> tuple[str, ...]:
 
 
 @bench.command()
+def batcher(
+    repeats: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """What planning a step costs while sequences of 100 to 100,000 adapters wait."""
+    from mint_stream.bench.batcher import run
+
+    found = run(repeats)
+    if as_json:
+        return print_json(found)
+    sizes = found["step_us"]
+    columns = ("adapters", *(f"{name}, µs a step" for name in next(iter(sizes.values()))))
+    print_table(columns, [(known, *(f"{value:.1f}" for value in values.values())) for known, values in sizes.items()])
+    return print_table((), [(name, value) for part in ("workload", "machine", "versions") for name, value in found[part].items()])
+
+
+@bench.command()
 def report(
     readme: Annotated[Path, typer.Argument(help="The file with the measured-markers in it.")] = Path("README.md"),
     check: Annotated[bool, typer.Option("--check", help="Only say whether it is up to date; exit code 1 when not.")] = False,
