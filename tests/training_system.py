@@ -128,6 +128,14 @@ class TrainingSystem:
             self._said.clear()
             await self._said.wait()
 
+    async def beats(self, job_id: str, count: int) -> None:
+        """Wait for so many more heartbeats of the job."""
+        wanted = self._beats(job_id) + count
+        await self.heard(job_id, lambda _event: self._beats(job_id) >= wanted)
+
+    def _beats(self, job_id: str) -> int:
+        return sum(event.heartbeat for event in self.events if event.job_id == job_id)
+
     def states(self, job_id: str) -> list[str]:
         """The states the job went through, repetitions left out."""
         states = [event.state for event in self.events if event.job_id == job_id]

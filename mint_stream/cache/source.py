@@ -9,7 +9,6 @@ from mint_stream.errors import AdapterNotLoaded, AdapterUnloadable, CorruptObjec
 from mint_stream.messages.adapters import Revision
 from mint_stream.store import Store
 
-
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """What reading bytes raises when the bytes are wrong."""
 

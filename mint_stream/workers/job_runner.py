@@ -9,6 +9,7 @@ from the last checkpoint, and repeats a publish that was due there, for nobody k
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ from mint_stream.workers.commands import Commands
 from mint_stream.workers.job_log import JobLog, Standing, standing
 from mint_stream.workers.job_report import JobReport, Progress, obituary
 from mint_stream.workers.publishing import After, Publishing, checkpoint_due, publish_due
-from mint_stream.workers.torch_thread import TorchThread
+from mint_stream.workers.torch_thread import Pause, TorchThread
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class TrainingTerms:
     heartbeat_s: float = 2.0
     silence_s: float = 15.0
     progress_s: float = 1.0
+    store_wait_s: float = 5.0
+    """How long a job that has not begun leaves a store alone that did not answer."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,11 @@ class JobRunner:
         while self._turn.locked() and not self._stopping and not self._bus.log.cancelled(job.job_id):
             await self._bus.log.moved(self._terms.heartbeat_s)
 
+    async def _wait_for_store(self, job: TrainingJob) -> None:
+        until_s = time.monotonic() + self._terms.store_wait_s
+        while time.monotonic() < until_s and not self._stopping and not self._bus.log.cancelled(job.job_id):
+            await self._bus.log.moved(min(self._terms.heartbeat_s, self._terms.store_wait_s))
+
     async def _attempt(self, job: TrainingJob) -> bool:
         """Work on a free job. True when it is terminal now, False when somebody else has it."""
         last = await self._bus.log.current(job.job_id)
@@ -138,7 +146,11 @@ class JobRunner:
             log.info("%s; watching it", error)
             await self._bus.log.moved(self._terms.heartbeat_s)
             return False
-        except (Reject, StoreUnavailable, EngineFailed) as error:
+        except StoreUnavailable as error:  # before the claim: the turn is free for others meanwhile
+            log.warning("job_id=%s waits for the store: %s", job.job_id, error)
+            await self._wait_for_store(job)
+            return False
+        except (Reject, EngineFailed) as error:
             await self._end(report, error)
             return True
         except BusUnavailable:
@@ -148,7 +160,7 @@ class JobRunner:
     async def _in_turn(self, job: TrainingJob, report: JobReport) -> bool:
         """Validate wholly, claim, then train under the attempt granted, with heartbeats."""
         self._check_stopping(job)
-        work = await self._thread.patiently(self._workshop.prepare, job, await self._parent(job))
+        work = await self._thread.run(self._workshop.prepare, job, await self._parent(job))
         self._check(job, report)
         report.attempt = await self._claims.take(job)
         await report.say("claimed")
@@ -166,16 +178,28 @@ class JobRunner:
         return True
 
     async def _resumed(self, work: Work, report: JobReport) -> Work:
-        found = await self._thread.patiently(self._workshop.resume, work)
+        found = await self._thread.patiently(self._pausing(work.run.job, report), self._workshop.resume, work)
         report.step = found.run.step
         await report.say("running", resumed=found.resumed)
         return found
 
+    def _pausing(self, job: TrainingJob, report: JobReport) -> Pause:
+        """How a job that has its claim waits for the store: its heart beats on, and whatever else may end it does."""
+
+        async def pause(wait_s: float) -> None:
+            until_s = time.monotonic() + wait_s
+            while (left_s := until_s - time.monotonic()) > 0:
+                self._check(job, report)
+                await self._bus.log.moved(min(self._terms.heartbeat_s, left_s))
+
+        return pause
+
     async def _train(self, work: Work, report: JobReport) -> int | None:
         """All remaining steps. Gives the number of the last revision."""
         run, job = work.run, work.run.job
+        pause = self._pausing(job, report)
         progress = Progress(job.hyperparameters.steps, self._terms.progress_s)
-        number = await self._publishing.publish(work, report) if run.step and publish_due(job, run.step) else None
+        number = await self._publishing.publish(work, report, pause) if run.step and publish_due(job, run.step) else None
         while not run.done:
             self._check(job, report)
             made = await self._thread.run(self._workshop.step, work)
@@ -184,10 +208,10 @@ class JobRunner:
             if told := progress.add(made):
                 await report.say("running", **told)
             if checkpoint_due(job, run.step):
-                await self._thread.patiently(self._workshop.save, work, report.attempt)
+                await self._thread.patiently(pause, self._workshop.save, work, report.attempt)
                 self._after("checkpoint-durable")
             if publish_due(job, run.step):
-                number = await self._publishing.publish(work, report)
+                number = await self._publishing.publish(work, report, pause)
         return number
 
     async def _end(self, report: JobReport, error: MintError) -> None:
@@ -220,10 +244,10 @@ class JobRunner:
 
     def _check(self, job: TrainingJob, report: JobReport) -> None:
         """What may end a job between two steps."""
+        if report.claimed:
+            self._claims.check(job, report.attempt)  # first: who has lost the job says nothing of its end
         self._check_cancelled(job)
         self._check_stopping(job)
-        if report.claimed:
-            self._claims.check(job, report.attempt)
 
     def _check_cancelled(self, job: TrainingJob) -> None:
         reason = self._bus.log.cancelled(job.job_id)

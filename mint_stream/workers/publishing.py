@@ -16,7 +16,7 @@ from mint_stream.workers.claiming import Claims
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.commands import Commands
 from mint_stream.workers.job_report import JobReport
-from mint_stream.workers.torch_thread import TorchThread
+from mint_stream.workers.torch_thread import Pause, TorchThread
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ class Publishing:
         self._pool = pool
         self._after = after
 
-    async def publish(self, work: Work, report: JobReport) -> int | None:
+    async def publish(self, work: Work, report: JobReport, pause: Pause) -> int | None:
         """The number of the step's revision. Raises CommandRejected or OwnershipLost when the registrar refuses it."""
         job, step = work.run.job, work.run.step
-        manifest = await self._thread.patiently(self._workshop.upload, work)
+        manifest = await self._thread.patiently(pause, self._workshop.upload, work)
         self._after("files-durable")
         sent = await self._commands.send(self._command(job, step, report.attempt, manifest))
         self._after("announced")

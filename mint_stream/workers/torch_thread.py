@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
 
@@ -13,7 +13,10 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-STORE_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+
+Pause = Callable[[float], Awaitable[None]]
+"""Waits so many seconds; raises what ends the waiting for good."""
 
 
 class TorchThread:
@@ -31,12 +34,13 @@ class TorchThread:
             log.exception("torch failed")
             raise EngineFailed(f"training failed in torch: {type(error).__name__}: {error}") from error
 
-    async def patiently(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `run`, and again after a while when the store does not answer. Raises StoreUnavailable in the end."""
-        for wait_s in STORE_WAITS_S:
+    async def patiently(self, pause: Pause, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run`, and again after a pause for as long as the store does not answer: an outage is no fault of the job."""
+        wait_s = FIRST_WAIT_S
+        while True:
             try:
                 return await self.run(function, *args, **kwargs)
             except StoreUnavailable as error:
                 log.warning("the store did not answer, again in %g s: %s", wait_s, error)
-                await asyncio.sleep(wait_s)
-        return await self.run(function, *args, **kwargs)
+            await pause(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mint_stream.app.environment import environment_of
 from mint_stream.bus.partitioner import murmur2_partition
 from mint_stream.bus.producer import BROKER_LIMIT_BYTES, Outgoing
 from mint_stream.messages.training import LoraSettings
+from mint_stream.store.files import file_path
 from tests.training_system import GOOD, PARTITIONS, POOL, TrainingSystem
 
 pytestmark = [pytest.mark.kafka]
@@ -209,6 +210,75 @@ async def test_a_job_cancelled_while_it_waits_for_its_turn_ends_at_once(system: 
         await system.ended(f"{name}-long")
 
 
+@contextmanager
+def away(place: Path) -> Iterator[None]:
+    """Within this block what was at `place` cannot be reached, and nothing can be written below it."""
+    aside = place.with_name(f"{place.name}.aside")
+    place.mkdir(parents=True, exist_ok=True)
+    place.rename(aside)
+    place.touch()
+    try:
+        yield
+    finally:
+        place.unlink()
+        aside.rename(place)
+
+
+class Outage:
+    """What is at `place` goes away once the first claim is granted, until `end`."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._held = ExitStack()
+        self._begun = False
+
+    def after(self, effect: str) -> None:
+        if effect == "claimed" and not self._begun:
+            self._begun = True
+            self._held.enter_context(away(self._place))
+
+    def end(self) -> None:
+        self._held.close()
+
+
+async def test_a_job_that_cannot_begin_for_the_store_waits_and_the_others_run(system: TrainingSystem, name: str) -> None:
+    other = f"{name}-other"
+    async with system.trainer():
+        await system.submit(system.job(f"{name}-1", name))
+        await system.ended(f"{name}-1")
+        files = file_path(system.catalog.resolve(name).uri or "")
+        with away(files):
+            await system.submit(system.job(f"{name}-2", name, parent=1))
+            await system.heard(f"{name}-2", lambda event: event.state == "queued")
+            await system.submit(system.job(other, other))
+            assert (await system.ended(other)).state == "succeeded"
+            assert system.states(f"{name}-2") == ["queued"]
+        assert (await system.ended(f"{name}-2")).state == "succeeded"
+    assert await committed_to_the_end(system)
+
+
+async def test_a_claimed_job_keeps_its_claim_while_the_store_is_away_and_goes_on(system: TrainingSystem, name: str) -> None:
+    outage = Outage(file_path(system.store.uri))
+    async with system.trainer(after=outage.after):
+        await system.submit(system.job(name, name))
+        await system.beats(name, 5)
+        outage.end()
+        assert ((await system.ended(name)).state, len(await system.revisions(name))) == ("succeeded", 1)
+    assert {event.attempt for event in system.events if event.job_id == name and event.state != "queued"} == {1}
+
+
+async def test_a_job_that_waits_for_the_store_can_be_cancelled(system: TrainingSystem, name: str) -> None:
+    outage = Outage(file_path(system.store.uri))
+    async with system.trainer(after=outage.after):
+        await system.submit(system.job(name, name))
+        await system.beats(name, 5)
+        await system.cancel(name)
+        assert (await system.ended(name)).state == "cancelled"
+        outage.end()
+        await system.submit(system.job(f"{name}-next", name))
+        assert (await system.ended(f"{name}-next")).state == "succeeded"
+
+
 async def test_a_job_that_diverges_fails_by_the_users_fault(system: TrainingSystem, name: str) -> None:
     async with system.trainer():
         await system.submit(system.job(name, name, hyperparameters={"steps": 50, "learning_rate": 1e30}))
@@ -236,11 +306,12 @@ async def test_a_trainer_whose_job_was_claimed_by_another_one_stops_and_watches(
     """The second trainer is given the partition and takes any silence, even none, for the first one's death."""
     adapter_id = next(one for one in (f"{name}{n}" for n in range(99)) if murmur2_partition(one.encode(), PARTITIONS) == 1)
     job = system.job(name, adapter_id, hyperparameters={"steps": 1_000_000}, checkpoint_every_steps=20, publish_every_steps=20)
-    async with system.trainer(worker_id="1-first"):
+    async with system.trainer(worker_id="1-first") as first:
         await system.submit(job)
         await system.heard(name, lambda event: event.number is not None)
         async with system.trainer(worker_id="2-second", silence_s=0.0):
             second = await system.heard(name, lambda event: event.attempt == 2 and event.number is not None)
+            await first._readers[0].caught_up()  # its catalog, which tells it
             await system.cancel(name)
             end = await system.ended(name)
     assert (second.worker_id, end.worker_id, end.state, end.attempt) == ("2-second", "2-second", "cancelled", 2)
