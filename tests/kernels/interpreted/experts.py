@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,6 +34,7 @@ def weights_of(ranks: list[int]) -> SiteWeights:
 
 @settings(max_examples=20)
 @given(slots_of_rows, st.lists(st.sampled_from([0, 1, 3, 16, 33]), min_size=3, max_size=3), st.integers(0, 99))
+@example([-1] * 7 + [2] * 40, [0, 1, 3], 0)
 def test_every_pair_gets_its_adapter_at_its_expert_and_other_pairs_keep_their_bits(slots: list[int], ranks: list[int], seed: int) -> None:
     segments, chosen = Segments.of_slots(slots), chosen_by(len(slots), seed)
     pairs, on_device = ExpertPairs.of(chosen, segments, EXPERTS), DevicePairs.of(chosen, segments, EXPERTS, 3)
@@ -59,6 +60,7 @@ def test_weights_of_other_shapes_are_refused() -> None:
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(-1, 7), min_size=1, max_size=300), st.integers(0, 99))
+@example([-1] * 7 + [3] * 90, 0)  # several tiles of one adapter at one expert
 def test_every_pair_of_an_adapter_is_in_exactly_one_item_within_the_bound(slots: list[int], seed: int) -> None:
     segments, chosen = Segments.of_slots(slots), chosen_by(len(slots), seed)
     pairs = DevicePairs.of(chosen, segments, EXPERTS, 8)
