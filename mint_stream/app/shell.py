@@ -29,6 +29,8 @@ from mint_stream.settings import HttpSettings
 log = logging.getLogger(__name__)
 
 STATUS_S = 5.0
+TELL_S = 5.0
+"""How long one status may take to be told."""
 PATIENCE_S = 60.0
 """How long a role waits for a broker before it gives up."""
 RETRY_S = 2.0
@@ -50,7 +52,9 @@ class Role(Protocol):
 class Shell:
     """One role in one process."""
 
-    def __init__(self, role: Role, connection: Connection, metrics: Metrics) -> None:
+    def __init__(self, role: Role, connection: Connection, metrics: Metrics, status_s: float = STATUS_S) -> None:
+        """The role's status is told every `status_s`."""
+        self._status_s = status_s
         self._role = role
         self._metrics = metrics
         self._connection = connection
@@ -135,11 +139,16 @@ class Shell:
     async def _report(self) -> None:
         while True:
             await self._tell()
-            await asyncio.sleep(STATUS_S)
+            await asyncio.sleep(self._status_s)
 
     async def _tell(self) -> None:
+        """Say how the role is doing. What cannot be said now is said again by the next status; nothing waits for it."""
         status = self._role.status(self._state)
-        await self._publisher.publish(status, key=status.worker_id.encode())
+        try:
+            async with asyncio.timeout(TELL_S):
+                await self._publisher.publish(status, key=status.worker_id.encode())
+        except Exception as error:  # FastStream has a tree of its own beside aiokafka's, and none of it is the role's trouble
+            log.warning("status %s of %s was not told: %r", status.state, status.worker_id, error)
 
 
 class _Server(uvicorn.Server):

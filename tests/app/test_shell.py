@@ -15,6 +15,7 @@ from mint_stream import contracts
 from mint_stream.app.probe import free_port, listens
 from mint_stream.app.shell import Shell, listen, reachable, security
 from mint_stream.bus.connection import Connection
+from mint_stream.bus.producer import BROKER_LIMIT_BYTES
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.errors import BusUnavailable, EngineFailed, PortTaken
 from mint_stream.messages.fleet import WorkerState, WorkerStatus
@@ -33,6 +34,8 @@ class Steps:
         self.started, self.ended, self.drained = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.asked_to_drain = asyncio.Event()
         self.error: Exception | None = None
+        self.untold: list[WorkerState] = []
+        """States whose next status Kafka will not take."""
 
     async def start(self) -> None:
         await self.started.wait()
@@ -48,15 +51,19 @@ class Steps:
         self.ended.set()
 
     def status(self, state: WorkerState) -> WorkerStatus:
-        return WorkerStatus(worker_id=self.worker_id, role="serve", state=state, started_at_ms=1, at_ms=1)
+        resident: tuple[str, ...] = ()
+        if state in self.untold:
+            self.untold.remove(state)
+            resident = ("x" * 2 * BROKER_LIMIT_BYTES,)
+        return WorkerStatus(worker_id=self.worker_id, role="serve", state=state, resident=resident, started_at_ms=1, at_ms=1)
 
 
 class Running:
     """A shell around Steps, its pages and what it said of itself."""
 
-    def __init__(self, connection: Connection, worker_id: str) -> None:
+    def __init__(self, connection: Connection, worker_id: str, status_s: float = 60.0) -> None:
         self.role, self.metrics, self.port = Steps(worker_id), Metrics(), free_port()
-        shell = Shell(self.role, connection, self.metrics)
+        shell = Shell(self.role, connection, self.metrics, status_s)
         self.serving = asyncio.create_task(shell.serve(HttpSettings(host=HOST, port=self.port)))
 
     async def get(self, page: str) -> tuple[int, str]:
@@ -100,16 +107,21 @@ class Said:
     async def __aexit__(self, *_: object) -> None:
         await self._reader.stop()
 
+    async def has(self, state: str) -> None:
+        """Wait until this state was told."""
+        while state not in await self.all():
+            await asyncio.sleep(0)
+
     async def all(self) -> list[str]:
         await self._reader.caught_up()
         return self.states
 
 
 @asynccontextmanager
-async def shell(connection: Connection, worker_id: str) -> AsyncIterator[tuple[Running, Said]]:
+async def shell(connection: Connection, worker_id: str, status_s: float = 60.0) -> AsyncIterator[tuple[Running, Said]]:
     await ensure_topics(connection, worker_id)
     async with Said(connection, worker_id) as said:
-        running = Running(connection, worker_id)
+        running = Running(connection, worker_id, status_s)
         try:
             yield running, said
         finally:
@@ -215,6 +227,27 @@ async def test_a_drain_that_fails_is_told_and_leaves_nothing_running(connection:
     with pytest.raises(EngineFailed, match="cannot finish"):
         await running.serving
     assert not await listens(HOST, running.port)
+
+
+@pytest.mark.kafka
+async def test_a_status_that_could_not_be_told_is_followed_by_the_next(connection: Connection, topic_prefix: str) -> None:
+    async with shell(connection, topic_prefix, status_s=0.01) as (running, said):
+        running.role.untold = ["ready", "ready"]
+        await running.begun()
+        await said.has("ready")
+        assert not running.role.untold
+
+
+@pytest.mark.kafka
+async def test_a_drain_that_could_not_be_told_is_a_drain_all_the_same(connection: Connection, topic_prefix: str) -> None:
+    async with shell(connection, topic_prefix) as (running, said):
+        running.role.untold = ["draining"]
+        await running.begun()
+        ask_to_end()
+        await running.role.asked_to_drain.wait()
+        running.role.drained.set()
+        await running.serving
+        assert await said.all() == ["ready", "stopped"]
 
 
 @pytest.mark.kafka
