@@ -18,11 +18,19 @@ from mint_stream.bus.transactions import TransactionalProducer
 from mint_stream.catalog import Catalog, Entry
 from mint_stream.catalog.decide import decide
 from mint_stream.catalog.state import AdapterState, Decision
-from mint_stream.errors import InvalidRecord
-from mint_stream.messages.adapters import AdapterCommand, Announce, CommandRepeated, decode_command, head_key, revision_key
+from mint_stream.errors import InvalidRecord, MintError, PoisonRecord
+from mint_stream.messages.adapters import (
+    AdapterCommand,
+    Announce,
+    CommandRejectedEvent,
+    CommandRepeated,
+    decode_command,
+    head_key,
+    revision_key,
+)
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.record import Record
-from mint_stream.messages.shared import CatalogPosition
+from mint_stream.messages.shared import CatalogPosition, ErrorBody
 from mint_stream.workers.clock import now_ms
 
 FindBase = Callable[[str], Awaitable[PoolBase | None]]
@@ -84,7 +92,25 @@ class CatalogWriter:
         commands = [command for record in records if (command := await self._open(record)) is not None]
         for together in rounds(commands):
             await self._carry_out(together)
-        next_offset = records[-1].offset + 1
+        await self._commit(records[-1].offset + 1, group)
+
+    async def set_aside(self, record: LogRecord, fault: Exception, group: str) -> None:
+        """Dead-letter a command that cannot be carried out though nothing outside failed, and tell whoever waits. Raises as `write`."""
+        self._states, self._sent, self.events = {}, [], []
+        error = fault if isinstance(fault, MintError) else PoisonRecord(f"carrying it out raised {type(fault).__name__}: {fault}")
+        await self._producer.begin()
+        await self._send_raw(dead_letter(self._original(record), error))
+        await self._refuse(record, ErrorBody.of(error).message)
+        await self._commit(record.offset + 1, group)
+
+    async def _refuse(self, record: LogRecord, reason: str) -> None:
+        body = decode_command(record.value)
+        event = CommandRejectedEvent(
+            command_id=body.command_id, adapter_id=body.adapter_id, at_ms=now_ms(), command=body.type, reason=reason
+        )
+        await self._tell(Command(body, record.headers), Decision((event,)), None)
+
+    async def _commit(self, next_offset: int, group: str) -> None:
         await self._producer.send_offsets({(self._topics.commands, self.partition): next_offset}, group)
         positions = await self._producer.commit()
         self._copy([position.offset for position in positions])

@@ -27,11 +27,13 @@ class Crew:
     async def run(self, take: Coroutine[Any, Any, None]) -> None:
         """Take records until `take` ends, and see the open ones through. Raises what any of it raised: something a person has to see."""
         working = asyncio.create_task(self._take_and_finish(take))
-        await asyncio.wait({working, self._failure}, return_when=asyncio.FIRST_COMPLETED)
-        if self._failure.done():
+        try:
+            await asyncio.wait({working, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+            if self._failure.done():
+                await self._failure
+            await working
+        finally:
             working.cancel()
-            await self._failure
-        await working
 
     async def finish(self) -> None:
         """Wait until no task is open."""

@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Iterator, Sequence
 
+from mint_stream.bus.table import LogRecord
 from mint_stream.workers.catalog_writer import CatalogWriter
 
 _FIRST_S, _LONGEST_S = 0.2, 10.0
@@ -19,6 +21,9 @@ class Holding:
         self.taking = False
         self.busy = asyncio.Lock()
         """Held while a transaction is open."""
+        self.faults: dict[int, Exception] = {}
+        """Offsets of commands that failed alone by a fault of their own, and how: to be set aside."""
+        self._careful_below = 0
         self._starting: CatalogWriter | None = None
         self._retry_at_s = 0.0
         self._wait_s = _FIRST_S
@@ -38,10 +43,24 @@ class Holding:
         self.writer, self._starting = self._starting, None
         self.next_offset = next_offset
 
+    def cut(self, records: Sequence[LogRecord]) -> Iterator[Sequence[LogRecord]]:
+        """What goes into one transaction each: everything, or one by one while it is looked for which of them fails."""
+        careful = [record for record in records if record.offset < self._careful_below]
+        yield from ([record] for record in careful)
+        if rest := records[len(careful) :]:
+            yield rest
+
+    def blame(self, together: Sequence[LogRecord], error: Exception) -> None:
+        """Carrying these out failed by a fault of theirs. One alone is to be set aside, several are to be tried one by one."""
+        if len(together) == 1:
+            self.faults[together[0].offset] = error
+        self._careful_below = together[-1].offset + 1
+
     def advance(self, next_offset: int) -> None:
         """A transaction went through."""
         self.next_offset = next_offset
         self._wait_s = _FIRST_S
+        self.faults = {offset: fault for offset, fault in self.faults.items() if offset >= next_offset}
 
     async def put_off(self) -> None:
         """Throw the writer away and try again later, each time twice as much later."""

@@ -23,11 +23,12 @@ from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.bus.topic_facts import topic_facts
 from mint_stream.bus.transactions import TransactionalProducer
 from mint_stream.catalog import Catalog
-from mint_stream.errors import Retry
+from mint_stream.errors import Reject, Retry
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.metrics import Metrics
 from mint_stream.workers.catalog_writer import CatalogWriter, RegistrarTopics
 from mint_stream.workers.clock import now_ms
+from mint_stream.workers.crew import Crew
 from mint_stream.workers.holding import Holding
 from mint_stream.workers.pools import PoolBases
 
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 _POLL_MS = 100
 _BATCH_RECORDS = 500
 _REBALANCE_MS = 90_000
+
+RECORDS_FAULT = (Reject, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What carrying a command out raises when it is the command's doing: it would come again in every life of every registrar."""
 
 OpenProducer = Callable[[int], TransactionalProducer]
 """The producer of a partition: its transactional id must be the same in every process that may own the partition."""
@@ -76,6 +80,10 @@ class Registrar:
         self._bases_reader = LogReader(connection, topics.bases, self._bases.apply)
         self._draining = False
         self._idle = asyncio.Event()
+        self._crew = Crew()
+        self._taking: set[int] = set()
+        self._fenced: list[Holding] = []
+        self._folding = asyncio.Lock()
 
     @property
     def owned(self) -> frozenset[int]:
@@ -106,7 +114,7 @@ class Registrar:
 
     async def run(self) -> None:
         """Carry out commands until drained. Raises what cannot be cured by starting over."""
-        working = asyncio.create_task(self._work())
+        working = asyncio.create_task(self._crew.run(self._work()))
         watching = asyncio.create_task(Liveness(self._consumer, self._member.stuck_after_s, self._moving).run())
         try:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -121,7 +129,7 @@ class Registrar:
         while not self._draining:
             if self._bases_reader.failed is not None:
                 raise self._bases_reader.failed
-            await self._take_over([holding for holding in self._holdings.values() if holding.due])
+            self._begin_takeovers()
             await self._carry_out(await fetch(self._consumer, self._positions, _POLL_MS, _BATCH_RECORDS))
 
     def _positions(self) -> dict[TopicPartition, int]:
@@ -147,10 +155,36 @@ class Registrar:
         lost = [holding for number in partitions if (holding := self._holdings.pop(number, None)) is not None]
         await asyncio.gather(*(_let_go(holding) for holding in lost if not holding.taking))
 
-    async def _take_over(self, holdings: Sequence[Holding]) -> None:
-        for holding in holdings:
-            holding.taking = True
-        fenced = [holding for holding in await asyncio.gather(*map(self._fence, holdings)) if holding is not None]
+    def _begin_takeovers(self) -> None:
+        """Each in a task of its own: commands of the other partitions go on meanwhile, and so does the poll."""
+        for holding in self._holdings.values():
+            if holding.due and holding.number not in self._taking:  # else the partition left and came back: one after the other
+                holding.taking = True
+                self._taking.add(holding.number)
+                self._crew.spawn(self._take_over(holding))
+
+    async def _take_over(self, holding: Holding) -> None:
+        if await self._fence(holding):
+            self._fenced.append(holding)
+            async with self._folding:
+                fenced, self._fenced = self._fenced, []
+                await self._fold_and_open(fenced)  # whoever was fenced while another fold ran; none when it ran for this one, too
+        holding.taking = False
+        self._taking.discard(holding.number)
+        if not self._holds(holding):
+            await holding.clear()
+
+    async def _fence(self, holding: Holding) -> bool:
+        writer = CatalogWriter(self._producers(holding.number), self._topics, holding.number, self._catalog, self._base)
+        try:
+            await holding.begin(writer)
+        except Retry as error:
+            log.warning("cannot take over partition %d: %s", holding.number, error)
+            await holding.put_off()
+            return False
+        return True
+
+    async def _fold_and_open(self, fenced: Sequence[Holding]) -> None:
         try:
             if fenced:
                 await self._fold([holding.number for holding in fenced])
@@ -158,20 +192,6 @@ class Registrar:
         except (Retry, KafkaError) as error:
             log.warning("cannot take over partitions %s: %s", [holding.number for holding in fenced], error)
             await asyncio.gather(*(holding.put_off() for holding in fenced))
-        for holding in holdings:
-            holding.taking = False
-            if not self._holds(holding):
-                await holding.clear()
-
-    async def _fence(self, holding: Holding) -> Holding | None:
-        writer = CatalogWriter(self._producers(holding.number), self._topics, holding.number, self._catalog, self._base)
-        try:
-            await holding.begin(writer)
-        except Retry as error:
-            log.warning("cannot take over partition %d: %s", holding.number, error)
-            await holding.put_off()
-            return None
-        return holding
 
     async def _fold(self, partitions: Sequence[int]) -> None:
         facts = await topic_facts(self._connection, self._topics.revisions)
@@ -201,15 +221,27 @@ class Registrar:
     async def _write(self, holding: Holding, records: Sequence[Any]) -> None:
         async with holding.busy:
             new = [_log_record(record) for record in records if record.offset >= holding.next_offset]
-            if holding.writer is None or not new:
-                return
-            try:
-                await holding.writer.write(new, self._member.group)
-            except (Retry, KafkaError) as error:
-                await self._start_over(holding, error)
+            for together in holding.cut(new):
+                if holding.writer is None:
+                    return
+                await self._transact(holding, holding.writer, together)
+
+    async def _transact(self, holding: Holding, writer: CatalogWriter, together: Sequence[LogRecord]) -> None:
+        try:
+            fault = holding.faults.get(together[0].offset)
+            if fault is None:
+                await writer.write(together, self._member.group)
             else:
-                holding.advance(new[-1].offset + 1)
-                self._count(holding.writer.events)
+                await writer.set_aside(together[0], fault, self._member.group)
+        except (Retry, KafkaError) as error:
+            await self._start_over(holding, error)
+        except RECORDS_FAULT as error:
+            log.exception("partition %d: commands from offset %d on", holding.number, together[0].offset)
+            holding.blame(together, error)
+            await self._start_over(holding, error)
+        else:
+            holding.advance(together[-1].offset + 1)
+            self._count(writer.events)
 
     async def _start_over(self, holding: Holding, error: Exception) -> None:
         log.warning("partition %d has to be taken over again: %s", holding.number, error)

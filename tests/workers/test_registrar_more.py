@@ -17,6 +17,7 @@ from aiokafka.structs import OffsetAndMetadata
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.local_kafka import LocalKafka
 from mint_stream.bus.producer import Outgoing, Producer
+from mint_stream.bus.transactions import TransactionalProducer
 from mint_stream.catalog import Catalog
 from mint_stream.errors import BusUnavailable
 from mint_stream.messages.adapters import AdapterCommand, Head, Revision, head_key, revision_key
@@ -265,3 +266,68 @@ async def bury(ground: Ground, adapter_id: str, revisions: int) -> None:
     """Tombstones for all that is known of an adapter, the head last."""
     keys = [*(revision_key(adapter_id, number) for number in range(1, revisions + 1)), head_key(adapter_id)]
     await ground.publish(*(Outgoing(ground.topics.revisions, key, None, partition=0) for key in keys))
+
+
+class Slow(TransactionalProducer):
+    """Fails its first start, so that its partition is taken over later than the others, and begins its second one only when it may."""
+
+    starts: list[str] = []
+    may_start: asyncio.Event
+
+    async def start(self) -> None:
+        self.starts.append("again" if self.starts else "first")
+        if self.starts == ["first"]:
+            raise BusUnavailable("not yet")
+        await self.may_start.wait()
+        await super().start()
+
+
+async def test_a_partition_that_is_slow_to_be_taken_over_keeps_no_other_waiting(connection: Connection, topic_prefix: str) -> None:
+    ground = await Ground.create(connection, topic_prefix)
+    quick, slow = fresh(here(ground, 0)), fresh(here(ground, 1))
+    Slow.starts, Slow.may_start = [], asyncio.Event()
+
+    def open_producer(partition: int) -> TransactionalProducer:
+        return (Slow if partition else TransactionalProducer)(connection, f"{ground.prefix}-{partition}", "test", timeout_s=10)
+
+    async with ground.registrar(producers=open_producer) as registrar:
+        await ground.give(slow)
+        while "again" not in Slow.starts:
+            await asyncio.sleep(0.01)
+        await ground.give(quick)
+        await ground.answers(quick)
+        assert registrar.owned == {0}
+        Slow.may_start.set()
+        assert await outcomes(ground, quick, slow) == announced(1, 1)
+
+
+class Choking(Catalog):
+    """Has one adapter that raises what nobody expected."""
+
+    def head(self, adapter_id: str) -> Head | None:
+        if adapter_id.startswith("chokes"):
+            raise ValueError("a fault of ours")
+        return super().head(adapter_id)
+
+
+async def test_a_command_that_cannot_be_carried_out_is_set_aside_alone_and_told(connection: Connection, topic_prefix: str) -> None:
+    ground = await Ground.create(connection, topic_prefix, partitions=1)
+    bad = [fresh("chokes-1"), fresh("chokes-2")]
+    good = [fresh("a"), fresh("a"), fresh("a")]
+    with Choking(None, 1) as catalog:
+        registrar = ground.build(catalog)
+        await ground.give(good[0], bad[0], good[1], bad[1])
+        await registrar.start()
+        running = asyncio.create_task(registrar.run())
+        await ground.answers(good[0], bad[0], good[1], bad[1])
+        await ground.give(good[2])
+        assert await outcomes(ground, *good) == announced(1, 2, 3)
+        answers = await ground.answers(*bad)
+        await registrar.drain()
+        await running
+    assert [[(event.type, "a fault of ours" in event.reason) for event in events] for events in answers] == [
+        [("command-rejected", True)]
+    ] * 2
+    letters = await ground.records(f"{ground.topics.commands}-dlq")
+    assert [letter.value for letter in letters] == [command.encode() for command in bad]
+    assert {dict(letter.headers)["mint_error_code"] for letter in letters} == {b"poison-record"}
