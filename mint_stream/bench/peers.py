@@ -93,7 +93,9 @@ def vllm_rates(python: Path, base: Path, work: Workload, dtype: str, repeats: in
 
 def _vllm(python: Path, asked: dict[str, Any]) -> list[float]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "PYTHON"))}
-    done = subprocess.run([python, VLLM_SCRIPT], input=json.dumps(asked), capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [python, "-P", VLLM_SCRIPT], input=json.dumps(asked), capture_output=True, text=True, env=environment, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"vLLM did not run under {python}: {done.stderr.strip()[-2000:]}")
     rates: list[float] = json.loads(done.stdout.strip().splitlines()[-1])

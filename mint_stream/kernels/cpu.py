@@ -10,6 +10,9 @@ from mint_stream.kernels.segments import LoraWeights, Segment, Segments, SharedS
 
 BATCHED_ROWS = 64
 """Adapters with up to this many rows in a pass may go through one batched product; longer segments fill the cores by themselves."""
+TALL_ROWS = 16
+"""From so many rows an adapter on, products are made in the base's dtype: its matrix units and fewer bytes of x and y outweigh a cast of
+the adapter. With fewer rows the adapter's own float32 is faster, for torch's small products of other kinds are slow."""
 PADDED_ROWS = 4
 """How many times its rows a batched product may compute: they are filled up to the longest."""
 
@@ -22,7 +25,7 @@ def add_lora(x: Tensor, y: Tensor, segments: Segments, weights: SiteWeights) -> 
 def add_lora_slices(x: Tensor, ys: Sequence[Tensor], segments: Segments, weights: SliceWeights) -> None:
     """add_lora of each of ys [rows, out] with its own site's weights; all sites read the same x. ys may be columns of one tensor."""
     for stack in weights.stacks:
-        _add_stack(x.to(stack.A.dtype), ys, stack, _share(segments, stack))
+        _add_stack(x, ys, stack, _share(segments, stack))
     for y, site in zip(ys, weights.sites, strict=True):
         if site is not None and not site.stacks:
             for segment, lora in site.pairs(segments):
@@ -96,9 +99,10 @@ def _padded(rows: Sequence[int], height: int, otherwise: int) -> list[int]:
 def _add_stack(x: Tensor, ys: Sequence[Tensor], stack: SharedStack, share: _Share) -> None:
     for segment in share.alone:
         at, rows = segment.slot - stack.first, slice(segment.start, segment.end)
-        h = x[rows] @ stack.A[at].t()
+        dtype = _product_dtype(x, stack, segment.end - segment.start)
+        h = x[rows].to(dtype) @ stack.A[at].to(dtype).t()
         for part in stack.slices:
-            _add_product(ys[part.output][rows], h[:, part.begin : part.end], part.Bt[at])
+            _add_product(ys[part.output][rows], h[:, part.begin : part.end], part.Bt[at].to(dtype))
     if share.gathered is not None:
         _add_gathered(x, ys, stack, share.height, share.gathered)
     elif share.height:
@@ -107,16 +111,23 @@ def _add_stack(x: Tensor, ys: Sequence[Tensor], stack: SharedStack, share: _Shar
 
 def _add_in_place(x: Tensor, ys: Sequence[Tensor], stack: SharedStack, height: int, start: int) -> None:
     shape, rows = (stack.slots, height), slice(start, start + stack.slots * height)
-    h = x[rows].view(*shape, -1).bmm(stack.A.transpose(1, 2))
+    dtype = _product_dtype(x, stack, height)
+    h = x[rows].to(dtype).view(*shape, -1).bmm(stack.A.to(dtype).transpose(1, 2))
     for part in stack.slices:
-        _add_product(ys[part.output][rows].view(*shape, -1), h[..., part.begin : part.end], part.Bt)
+        _add_product(ys[part.output][rows].view(*shape, -1), h[..., part.begin : part.end], part.Bt.to(dtype))
 
 
 def _add_gathered(x: Tensor, ys: Sequence[Tensor], stack: SharedStack, height: int, at: _Gathered) -> None:
-    h = x.index_select(0, at.rows).view(stack.slots, height, -1).bmm(stack.A.transpose(1, 2))
+    dtype = _product_dtype(x, stack, height)
+    h = x.index_select(0, at.rows).to(dtype).view(stack.slots, height, -1).bmm(stack.A.to(dtype).transpose(1, 2))
     for part in stack.slices:
-        out = h[..., part.begin : part.end].bmm(part.Bt).flatten(0, 1).index_select(0, at.kept)
+        out = h[..., part.begin : part.end].bmm(part.Bt.to(dtype)).flatten(0, 1).index_select(0, at.kept)
         ys[part.output].index_add_(0, at.kept_rows, out.to(ys[part.output].dtype))
+
+
+def _product_dtype(x: Tensor, stack: SharedStack, rows: int) -> torch.dtype:
+    """In which dtype products with `rows` rows an adapter are made."""
+    return x.dtype if rows >= TALL_ROWS else stack.A.dtype
 
 
 def _add_product(y: Tensor, h: Tensor, bt: Tensor) -> None:

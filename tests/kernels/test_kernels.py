@@ -91,7 +91,8 @@ def test_layers_that_share_their_input_each_get_what_the_reference_says(slots: l
 
 
 @pytest.mark.parametrize(
-    ("rows", "batched"), [([4, 4, 4], 4), ([1, 3, 2], 3), ([2, 0, 2], 2), ([40, 40, 3], 40), ([60, 2, 3], 60), ([90, 2, 3], 3), ([90, 2, 0], 0), ([5, 0, 0], 0)]
+    ("rows", "batched"),
+    [([4, 4, 4], 4), ([1, 3, 2], 3), ([2, 0, 2], 2), ([40, 40, 3], 40), ([60, 2, 3], 60), ([90, 2, 3], 3), ([90, 2, 0], 0), ([5, 0, 0], 0)],
 )
 def test_adapters_with_few_rows_go_through_one_batched_product(rows: list[int], batched: int) -> None:
     segments = Segments.of_slots([-1] + [slot for slot, count in enumerate(rows) for _ in range(count)])
@@ -99,6 +100,19 @@ def test_adapters_with_few_rows_go_through_one_batched_product(rows: list[int], 
     share = cpu._share(segments, stack)
     assert (share.height, share.gathered is None) == (batched, rows == [4, 4, 4] or not batched)
     assert [item.end - item.start for item in share.alone] == [count for count in rows if count > (cpu.BATCHED_ROWS if batched else 0)]
+
+
+@pytest.mark.parametrize("rows", [[2, 2, 2], [20, 20, 20], [3, 1, 30], [90, 0, 2]])
+def test_a_base_of_fewer_bits_gets_what_its_bits_can_hold(rows: list[int]) -> None:
+    slots = [-1, *(slot for slot, count in enumerate(rows) for _ in range(count))]
+    x, weights, segments = torch.randn(len(slots), IN).bfloat16(), _two_layers(together=True), Segments.of_slots(slots)
+    fused = torch.randn(len(slots), 16).bfloat16()
+    expected = [part.float() for part in fused.split([10, 6], dim=1)]
+    for y, site in zip(expected, weights.sites, strict=True):
+        assert site is not None
+        reference.add_lora(x.float(), y, segments, site)
+    add_lora_slices(x, fused.split([10, 6], dim=1), segments, weights)
+    torch.testing.assert_close(fused.float(), torch.cat(expected, dim=1), atol=0.25, rtol=0.05)
 
 
 def test_neighbouring_As_are_one_product_and_others_are_not() -> None:
