@@ -23,6 +23,17 @@ DEMO_ROWS = {
 }
 
 
+SIDES = {
+    "ours": "ours, with the adapters",
+    "base_only": "ours, base only",
+    "peft": "PEFT, the same adapters",
+    "transformers": "transformers' generate, base only",
+    "linear_limit": "the base's linear layers alone",
+    "vllm_adapters": "vLLM's CPU build, the same adapters",
+    "vllm_base": "vLLM's CPU build, base only",
+}
+
+
 def measured(results: Path = RESULTS) -> str:
     """Every table, in Markdown. A result that was never committed is left out."""
     parts = [write(json.loads((results / name).read_text())) for name, write in SECTIONS.items() if (results / name).exists()]
@@ -55,8 +66,8 @@ def _demo(found: Mapping[str, Any]) -> str:
 
 def _serving(found: Mapping[str, Any]) -> str:
     work = found["workload"]
-    rows = ((side, f"{v['median']:.0f}", f"{v['min']:.0f} to {v['max']:.0f}") for side, v in found["tokens_per_s"].items())
-    ratios = ", ".join(f"{ratio:.2f}x {name.removeprefix('vs_').replace('_', ' ')}" for name, ratio in found["ratios"].items())
+    rows = ((SIDES[side], f"{v['median']:.0f}", f"{v['min']:.0f} to {v['max']:.0f}") for side, v in found["tokens_per_s"].items())
+    ratios = ", ".join(f"{ratio:.2f}x {SIDES[name.removeprefix('vs_')]}" for name, ratio in found["ratios"].items())
     tokens = f"{work['prompt_tokens']} + {work['new_tokens']} tokens"
     load = f"{work['adapters']} adapters of rank {work['rank']}, {work['requests']} requests, {tokens}"
     return "\n\n".join(
@@ -68,7 +79,17 @@ def _serving(found: Mapping[str, Any]) -> str:
     )
 
 
-SECTIONS = {"demo.json": _demo, "serving.json": _serving}
+def _batcher(found: Mapping[str, Any]) -> str:
+    rows = ((known, f"{v['median']:.0f}", f"{v['min']:.0f} to {v['max']:.0f}") for known, v in found["step_us"].items())
+    return "\n\n".join(
+        [
+            f"`mint-stream bench batcher`: a full step's plan, n = {found['workload']['repeats']}, on {_machine(found['machine'])}:",
+            _table(("adapters that wait", "µs a step, median", "min to max"), rows),
+        ]
+    )
+
+
+SECTIONS = {"demo.json": _demo, "serving-float32.json": _serving, "serving-bfloat16.json": _serving, "batcher.json": _batcher}
 
 
 def _machine(found: Mapping[str, Any]) -> str:

@@ -1,14 +1,17 @@
 """The serving benchmark runs, says where, and refuses wrong results."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from mint_stream.app.measure import spread
 from mint_stream.bench import serving
 from mint_stream.engine.generation import Completion
+from mint_stream.kernels import Segments, SliceWeights, cpu
 from mint_stream.model.base import load_base
 from tests.factories import tiny_base
 
@@ -35,6 +38,18 @@ def test_tokens_of_the_bare_base_in_an_adapters_name_are_refused(tmp_path: Path)
     tokens = plain.generate(input_ids=torch.tensor(work.prompts), max_new_tokens=16, min_new_tokens=16, do_sample=False)[0, 3:].tolist()
     with pytest.raises(serving.WrongResult, match="PEFT alone draws"):
         serving.check(plain, work, [Completion("", tuple(tokens), "length", 0.0, 0.0, 0.0)])
+
+
+def test_a_wrong_kernel_gets_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = cpu.add_lora_slices
+
+    def wrong(x: Tensor, ys: Sequence[Tensor], segments: Segments, weights: SliceWeights) -> None:
+        right(x * 1.5, ys, segments, weights)
+
+    monkeypatch.setattr(cpu, "add_lora_slices", wrong)
+    load = serving.Load(adapters=2, requests=3, prompt_tokens=5, new_tokens=16, rank=8, repeats=1)
+    with pytest.raises(serving.WrongResult, match="PEFT alone draws"):
+        serving.run(tiny_base(tmp_path / "base"), load)
 
 
 def test_spread_is_median_and_extremes() -> None:
