@@ -1,12 +1,15 @@
 """A real serving worker over the real broker, with the null engine and a catalog written by hand: for what happens around an engine."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
 from mint_stream import contracts
 from mint_stream.adapter import AdapterWeights
@@ -33,7 +36,7 @@ from mint_stream.workers.cancellations import Cancellations
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.completing import Completer, Identity
 from mint_stream.workers.interruptions import Interruptions
-from mint_stream.workers.leasing import Leasing
+from mint_stream.workers.leasing import Leasing, previous_in
 from mint_stream.workers.quarantine import QuarantineReports
 from mint_stream.workers.serving import ServingWorker
 from tests.factories import LINEARS, random_weights
@@ -95,7 +98,8 @@ class Desk:
         self._parts.push_async_callback(self.producer.stop)
         for topic, take in ((contracts.INFERENCE_RESULTS, self._take), (contracts.INFERENCE_REPLIES, self._take)):
             await self._read(topic.name(), take)
-        await self._read(contracts.INFERENCE_REQUESTS.dead_letter_name(self.pool), self._bury)
+        for lane in (contracts.INFERENCE_REQUESTS, contracts.INFERENCE_BATCH):
+            await self._read(lane.dead_letter_name(self.pool), self._bury)
         await self._read(contracts.ADAPTER_COMMANDS.name(), self._command)
         self.catalog = self._parts.enter_context(Catalog(None, PARTITIONS))
         source = AdapterSource(self.store, LINEARS, BASE.max_rank)
@@ -107,10 +111,9 @@ class Desk:
         answers = Answers(self.producer, PARTITIONS)
         admission = Admission(self.catalog, ByteEncoder(), BASE, AdmissionLimits(CONTEXT_TOKENS, 30, 60))
         identity = Identity("desk", BASE.base_digest, contracts.INFERENCE_BATCH.name(self.pool))
-        self.leasing = Leasing(self.loader, self.metrics)
+        self.leasing = Leasing(self.loader, self.metrics, previous_in(self.catalog))
         completer = Completer(self.engine, self.leasing, admission, answers, self.cancellations, identity)
-        topic = contracts.INFERENCE_REQUESTS.name(self.pool)
-        self.intake = Intake(self.connection, [topic], f"serve-{self.pool}", DeadLetters(self.producer), self.limits)
+        self.intake = Intake(self.connection, self.lanes, f"serve-{self.pool}", DeadLetters(self.producer), self.limits)
         return ServingWorker(self.intake, completer, answers, QuarantineReports(self.producer), self.metrics, self.interruptions)
 
     def _work(self, worker: ServingWorker) -> Any:
@@ -176,16 +179,60 @@ class Desk:
         wanted = await self._until(lambda: [command for command in self._commands if command.adapter_id == adapter_id])
         return wanted[0]
 
-    async def send(self, value: bytes | None, key: bytes | None = b"k", headers: Any = (), partition: int = 0) -> RecordPosition:
-        """Produce raw bytes as a stranger would; one partition, so that neighbours share a fetch."""
-        topic = contracts.INFERENCE_REQUESTS.name(self.pool)
-        return await self.producer.publish_raw(Outgoing(topic, key, value, headers, partition, limit_bytes=2**26))
+    @property
+    def lanes(self) -> list[str]:
+        """The topics that requests come from, the online lane first."""
+        return [lane.name(self.pool) for lane in (contracts.INFERENCE_REQUESTS, contracts.INFERENCE_BATCH)]
 
-    async def ask(self, prompt: str, partition: int = 0, **fields: Any) -> str:
+    async def send(
+        self,
+        value: bytes | None,
+        key: bytes | None = b"k",
+        headers: Any = (),
+        partition: int = 0,
+        lane: contracts.Topic = contracts.INFERENCE_REQUESTS,
+    ) -> RecordPosition:
+        """Produce raw bytes as a stranger would; one partition, so that neighbours share a fetch."""
+        return await self.producer.publish_raw(Outgoing(lane.name(self.pool), key, value, headers, partition, limit_bytes=2**26))
+
+    async def ask(self, prompt: str, partition: int = 0, lane: contracts.Topic = contracts.INFERENCE_REQUESTS, **fields: Any) -> str:
         """Produce a request; gives its id."""
         request = InferenceRequest(request_id=fields.pop("request_id", uuid4().hex), prompt=prompt, **fields)
-        await self.send(request.encode(), partition=partition)
+        await self.send(request.encode(), partition=partition, lane=lane)
         return request.request_id
+
+    @asynccontextmanager
+    async def written(self, *topics: contracts.Topic) -> AsyncIterator[list[LogRecord]]:
+        """What these topics get within the block, complete at its end."""
+        found: list[LogRecord] = []
+        readers = [LogReader(self.connection, topic.name(), lambda _p, records, _n: found.extend(records), "latest") for topic in topics]
+        for reader in readers:
+            await reader.start()
+        yield found
+        for reader in readers:
+            await reader.caught_up()
+            await reader.stop()
+
+    async def committed(self) -> dict[TopicPartition, int]:
+        """The group's committed offset of every partition that has records."""
+        admin = AIOKafkaAdminClient(**self.connection.options())
+        await admin.start()
+        try:
+            offsets = await admin.list_consumer_group_offsets(f"serve-{self.pool}")
+        finally:
+            await admin.close()
+        return {partition: known.offset for partition, known in offsets.items() if known.offset > 0}
+
+    async def ends(self) -> dict[TopicPartition, int]:
+        """The end of every partition of the lanes that has records."""
+        consumer = AIOKafkaConsumer(**self.connection.options())
+        await consumer.start()
+        try:
+            partitions = [TopicPartition(lane, number) for lane in self.lanes for number in range(PARTITIONS)]
+            ends = await consumer.end_offsets(partitions)
+        finally:
+            await consumer.stop()
+        return {partition: end for partition, end in ends.items() if end > 0}
 
     async def cancel(self, request_id: str, reason: str, tenant: str = "default") -> None:
         """A cancellation as the reader of its topic hands it on."""

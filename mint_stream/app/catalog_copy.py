@@ -1,6 +1,7 @@
 """A process's own copy of the catalog: opened where it was left, continued from the log, kept current."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,20 +12,27 @@ from mint_stream.bus.table import LogReader
 from mint_stream.bus.topic_facts import topic_facts
 from mint_stream.catalog import Catalog
 from mint_stream.contracts import Topic
+from mint_stream.errors import BusUnavailable
 from mint_stream.workers.clock import now_ms
+
+log = logging.getLogger(__name__)
 
 _MARK_S = 60.0
 
 
 @asynccontextmanager
-async def current_catalog(connection: Connection, path: Path, revisions: Topic) -> AsyncIterator[tuple[Catalog, LogReader]]:
-    """A catalog that holds everything the log held when this was entered, and follows it from then on."""
+async def current_catalog(
+    connection: Connection, path: Path, revisions: Topic, mark_s: float = _MARK_S
+) -> AsyncIterator[tuple[Catalog, LogReader]]:
+    """A catalog that holds everything the log held when this was entered, and follows it from then on.
+
+    Every `mark_s` it is noted that the copy is current, so that the next start need not replay."""
     facts = await topic_facts(connection, contracts.ADAPTER_REVISIONS.name())
     with Catalog(path, revisions.partitions) as catalog:
         start = catalog.prepare(facts.topic_id, facts.delete_retention_ms, now_ms())
         reader = LogReader(connection, contracts.ADAPTER_REVISIONS.name(), catalog.apply, start=start)
         await reader.start()
-        marking = asyncio.create_task(_mark(catalog, reader))
+        marking = asyncio.create_task(_mark(catalog, reader, mark_s))
         try:
             await reader.caught_up()
             yield catalog, reader
@@ -33,9 +41,12 @@ async def current_catalog(connection: Connection, path: Path, revisions: Topic) 
             await reader.stop()
 
 
-async def _mark(catalog: Catalog, reader: LogReader) -> None:
-    """Note every minute that the copy is current, so that the next start need not replay."""
+async def _mark(catalog: Catalog, reader: LogReader, every_s: float) -> None:
+    """Note that the copy is current, again and again; a broker that is away is asked again later."""
     while True:
-        await reader.caught_up()
-        catalog.mark_current(now_ms())
-        await asyncio.sleep(_MARK_S)
+        try:
+            await reader.caught_up()
+            catalog.mark_current(now_ms())
+        except BusUnavailable as error:
+            log.warning("the catalog's copy is not known to be current: %s", error)
+        await asyncio.sleep(every_s)

@@ -17,6 +17,7 @@ from mint_stream.bus.intake import Intake
 from mint_stream.bus.producer import Producer
 from mint_stream.bus.table import LogReader
 from mint_stream.catalog import Catalog, Change
+from mint_stream.catalog.aliases import PREVIOUS
 from mint_stream.client.connect import connection_from
 from mint_stream.engine.engine import Engine
 from mint_stream.messages.fleet import PoolBase, WorkerState, WorkerStatus
@@ -30,14 +31,11 @@ from mint_stream.workers.cancellations import Cancellations
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.completing import Completer, Identity
 from mint_stream.workers.interruptions import Interruptions
-from mint_stream.workers.leasing import Leasing
+from mint_stream.workers.leasing import Leasing, previous_in
 from mint_stream.workers.pools import found_pool
 from mint_stream.workers.prompts import Prompts
 from mint_stream.workers.quarantine import QuarantineReports
 from mint_stream.workers.serving import ServingWorker
-
-PREVIOUS = "previous"
-"""The alias of what production was: kept in the host tier, so that a roll-back finds it there."""
 
 
 async def run(settings: Settings) -> None:
@@ -75,10 +73,13 @@ class ServeRole:
         own = pool_base(base, settings)
         founder = await found_pool(self._connection, producer, own)
         founded = own.model_copy(update={"max_rank": founder.max_rank})  # the registrar lets in what the founder's cap lets in
+        copy = current_catalog(self._connection, self._workplace.path / "catalog", self._topics["adapter-revisions"])
+        catalog, catalog_reader = await self._parts.enter_async_context(copy)  # before the engine: what still runs may look into it
         self._engine = Engine(base, budgets(settings.serving), founded.context_tokens)
         await self._engine.start()
         self._parts.push_async_callback(self._engine.stop)
-        await self._assemble(base, founded, producer, self._engine)
+        cancellation_reader = await self._assemble(base, founded, producer, catalog, self._engine)
+        self._readers = (catalog_reader, cancellation_reader)
 
     async def run(self) -> None:
         """Serve until drained; raise when the engine, the catalog or the intake fails."""
@@ -115,19 +116,18 @@ class ServeRole:
             at_ms=now_ms(),
         )
 
-    async def _assemble(self, base: ResidentBase, founded: PoolBase, producer: Producer, engine: Engine) -> None:
-        revisions = self._topics["adapter-revisions"]
-        copy = current_catalog(self._connection, self._workplace.path / "catalog", revisions)
-        catalog, catalog_reader = await self._parts.enter_async_context(copy)
-        self._leasing = leasing = self._follow(catalog, Leasing(loader(base, founded, self._settings), self._metrics))
+    async def _assemble(self, base: ResidentBase, founded: PoolBase, producer: Producer, catalog: Catalog, engine: Engine) -> LogReader:
+        """Everything around the engine, up to the intake. Gives the reader of cancellations."""
+        self._leasing = leasing = self._follow(catalog, Leasing(loader(base, founded, self._settings), self._metrics, previous_in(catalog)))
+        self._parts.push_async_callback(leasing.close)
         cancellations, cancellation_reader = await self._known_cancellations()
         answers = Answers(producer, self._topics["inference-replies"].partitions)
         admission = Admission(catalog, Prompts(base.tokenizer), founded, admission_limits(founded, self._settings.serving))
         identity = Identity(self._workplace.worker_id, base.digest, contracts.INFERENCE_BATCH.name(founded.pool))
         completer = Completer(engine, leasing, admission, answers, cancellations, identity)
         self._intake = await self._taking(producer)
-        self._readers = (catalog_reader, cancellation_reader)
         self._worker = ServingWorker(self._intake, completer, answers, QuarantineReports(producer), self._metrics, self._interruptions)
+        return cancellation_reader
 
     def _follow(self, catalog: Catalog, leasing: Leasing) -> Leasing:
         """Load new revisions of adapters in use as the catalog announces them."""
@@ -136,7 +136,7 @@ class ServeRole:
         def changed(change: Change) -> None:
             self._metrics.catalog_applied_total.inc()
             if change.alias == PREVIOUS:
-                leasing.keep(change.adapter_id, catalog.revision(change.adapter_id, change.number) if change.number else None)
+                leasing.keep(change.adapter_id, previous_in(catalog)(change.adapter_id))
             if change.kind == "announced" and change.revision is not None:
                 task = asyncio.create_task(leasing.announced(change.revision))
                 running.add(task)

@@ -1,5 +1,7 @@
 """The host tier: adapters ready to be copied to the device, in host memory."""
 
+from collections.abc import Mapping
+
 from mint_stream.adapter import AdapterBlock
 from mint_stream.cache.lru import ByteLru
 
@@ -16,6 +18,11 @@ class HostTier:
     def used_bytes(self) -> int:
         """Bytes of all blocks here."""
         return self._lru.used_bytes
+
+    @property
+    def kept(self) -> Mapping[str, str]:
+        """The digest kept for each adapter that has one."""
+        return self._kept_for
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._blocks

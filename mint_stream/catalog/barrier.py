@@ -12,6 +12,11 @@ class Barrier:
         self.positions = positions
         self._waiting: dict[int, list[tuple[int, asyncio.Future[None]]]] = {}
 
+    @property
+    def waiting(self) -> int:
+        """How many wait now."""
+        return sum(map(len, self._waiting.values()))
+
     def at(self, partition: int) -> int:
         """The next offset to apply."""
         return self.positions.get(partition, 0)
@@ -35,5 +40,15 @@ class Barrier:
         if self.at(position.partition) > position.offset:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(position.partition, []).append((position.offset, waiter))
-        await waiter
+        entry = (position.offset, waiter)
+        self._waiting.setdefault(position.partition, []).append(entry)
+        try:
+            await waiter
+        finally:
+            self._give_up(position.partition, entry)
+
+    def _give_up(self, partition: int, entry: tuple[int, asyncio.Future[None]]) -> None:
+        """Who stopped waiting leaves nothing behind, also where the partition never moves."""
+        left = [other for other in self._waiting.pop(partition, ()) if other is not entry]
+        if left:
+            self._waiting[partition] = left

@@ -51,10 +51,14 @@ class Admission:
         self._limits = limits
 
     def deadline_s(self, request: InferenceRequest, timestamp_ms: int) -> float:
-        """The monotonic time by which the request must be answered; never further away than the worker's maximum."""
-        latest_ms = timestamp_ms + self._limits.max_deadline_s * 1000
-        asked_ms = request.deadline_at_ms or timestamp_ms + self._limits.default_deadline_s * 1000
-        return time.monotonic() + min(asked_ms, latest_ms) / 1000 - time.time()
+        """The monotonic time by which the request must be answered; never further away than the worker's maximum.
+
+        `timestamp_ms` is the producer's: a clock that is ahead buys no time."""
+        now_ms = time.time() * 1000
+        sent_ms = min(timestamp_ms, now_ms)
+        latest_ms = sent_ms + self._limits.max_deadline_s * 1000
+        asked_ms = request.deadline_at_ms if request.deadline_at_ms is not None else sent_ms + self._limits.default_deadline_s * 1000
+        return time.monotonic() + (min(asked_ms, latest_ms) - now_ms) / 1000
 
     async def admit(self, request: InferenceRequest, deadline_s: float) -> Admitted:
         """Resolve the revision and encode the prompt. Raises a Reject that says why not."""

@@ -7,6 +7,7 @@ import logging
 from pydantic_core import from_json
 
 from mint_stream import contracts
+from mint_stream.bus.events import Headers, header
 from mint_stream.bus.producer import Producer
 from mint_stream.errors import BusUnavailable, MintError, ReplyTopicRefused
 from mint_stream.messages.inference import InferenceChunk, InferenceRequest, InferenceResult, ReplyTo
@@ -44,22 +45,30 @@ class Answers:
             return None
         return reply_to
 
-    async def publish(self, result: InferenceResult, reply_to: ReplyTo | None) -> None:
-        """Send the result and wait until Kafka has it."""
+    async def publish(self, result: InferenceResult, reply_to: ReplyTo | None, trace: Headers = ()) -> None:
+        """Send the result and wait until Kafka has it. `trace` is the request's own, see `trace_of`."""
         topic = contracts.INFERENCE_RESULTS if reply_to is None else contracts.INFERENCE_REPLIES
-        await self._producer.publish(topic, result, result.request_id, partition=reply_to.partition if reply_to else None)
+        partition = reply_to.partition if reply_to else None
+        await self._producer.publish(topic, result, result.request_id, partition=partition, headers=trace)
 
-    async def publish_chunk(self, chunk: InferenceChunk, reply_to: ReplyTo | None) -> None:
+    async def publish_chunk(self, chunk: InferenceChunk, reply_to: ReplyTo | None, trace: Headers = ()) -> None:
         """Send one piece of a stream."""
         partition = reply_to.partition if reply_to else None
-        await self._producer.publish(contracts.INFERENCE_CHUNKS, chunk, chunk.request_id, partition=partition)
+        await self._producer.publish(contracts.INFERENCE_CHUNKS, chunk, chunk.request_id, partition=partition, headers=trace)
+
+
+def trace_of(headers: Headers) -> Headers:
+    """The trace context that a request's record carries, for what is written because of it."""
+    parent = header(headers, "traceparent")
+    return (("traceparent", parent),) if parent else ()
 
 
 class ChunkStream:
     """Coalesces the text of one streamed request into numbered chunks."""
 
-    def __init__(self, answers: Answers, request: InferenceRequest, attempt: int) -> None:
+    def __init__(self, answers: Answers, request: InferenceRequest, attempt: int, trace: Headers = ()) -> None:
         self._answers = answers
+        self._trace = trace
         self._request = request
         self._attempt = attempt
         self._sequence = 0
@@ -96,7 +105,7 @@ class ChunkStream:
         chunk = InferenceChunk(request_id=request_id, tenant=tenant, attempt=self._attempt, sequence=self._sequence, text=text)
         self._sequence += 1
         try:
-            await self._answers.publish_chunk(chunk, self._request.reply_to)
+            await self._answers.publish_chunk(chunk, self._request.reply_to, self._trace)
         except BusUnavailable as error:
             log.warning("chunk lost request_id=%s sequence=%d: %s; its result has the whole text", chunk.request_id, chunk.sequence, error)
 

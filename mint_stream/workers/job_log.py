@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,9 @@ from mint_stream.errors import InvalidRecord
 from mint_stream.messages.training import TERMINAL, JobState, TrainingControl, TrainingEvent
 
 log = logging.getLogger(__name__)
+
+REMEMBERED = 100_000
+"""Terminal jobs and cancellations kept, the oldest forgotten first. A terminal job's record is closed, so it seldom comes again."""
 
 Standing = Literal["free", "held", "over"]
 """free: nobody works on the job; held: a trainer does; over: the job is terminal."""
@@ -40,9 +44,12 @@ def standing(last: LastSeen | None, worker_id: str, now_ms: int, silence_ms: flo
 class JobLog:
     """Every job's last event, and which jobs were cancelled."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, remembered: int = REMEMBERED) -> None:
+        """`remembered`: so many terminal jobs, and so many cancellations of others."""
+        self._remembered = remembered
         self._last: dict[str, LastSeen] = {}
-        self._cancelled: dict[str, str] = {}
+        self._over: OrderedDict[str, None] = OrderedDict()
+        self._cancelled: OrderedDict[str, str] = OrderedDict()
         self._moved = asyncio.Event()
         self._events = LogReader(connection, contracts.TRAINING_EVENTS.name(), self.apply_events)
         self._controls = LogReader(connection, contracts.TRAINING_CONTROLS.name(), self.apply_controls)
@@ -88,15 +95,26 @@ class JobLog:
             last = self._last.get(event.job_id) if event else None
             if event and not (last and (last.state in TERMINAL or event.attempt < last.attempt)):
                 self._last[event.job_id] = LastSeen(event.state, event.attempt, event.worker_id, record.timestamp_ms)
+                if event.terminal:
+                    self._close(event.job_id)
         self._wake()
 
     def apply_controls(self, _partition: int, records: Sequence[LogRecord], _next_offset: int) -> None:
         """Take in records of `training-controls`."""
         for record in records:
             control = _control(record)
-            if control is not None:
+            if control is not None and control.job_id not in self._over:
                 self._cancelled[control.job_id] = control.reason or "cancelled by its owner"
+                if len(self._cancelled) > self._remembered:
+                    self._cancelled.popitem(last=False)
         self._wake()
+
+    def _close(self, job_id: str) -> None:
+        """The job is terminal: its cancellation says nothing more, and of all that are terminal the last ones are remembered."""
+        self._cancelled.pop(job_id, None)
+        self._over[job_id] = None
+        if len(self._over) > self._remembered:
+            del self._last[self._over.popitem(last=False)[0]]
 
     def _wake(self) -> None:
         moved, self._moved = self._moved, asyncio.Event()

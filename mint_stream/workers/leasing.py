@@ -1,12 +1,16 @@
 """Leases of revisions for requests; and when an adapter in use here gets a new revision, it is loaded before anybody asks for it."""
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 from mint_stream.cache.device import Lease
 from mint_stream.cache.loader import Loader
-from mint_stream.errors import MintError
+from mint_stream.catalog import Catalog
+from mint_stream.catalog.aliases import PREVIOUS
+from mint_stream.errors import MintError, Reject
 from mint_stream.messages.adapters import Revision
 from mint_stream.metrics import Metrics
 
@@ -18,11 +22,30 @@ RECENT = 4096
 """Adapters whose next revision is fetched ahead: the ones last asked for."""
 
 
+Previous = Callable[[str], Revision | None]
+"""What an adapter's production was before its last move; None when it is not known or not to be served."""
+
+
+def previous_in(catalog: Catalog) -> Previous:
+    """Looks it up in the catalog."""
+
+    def previous(adapter_id: str) -> Revision | None:
+        try:
+            return catalog.resolve(f"{adapter_id}@{PREVIOUS}")
+        except Reject:
+            return None
+
+    return previous
+
+
 class Leasing:
     """Takes leases from the loader, remembers who is asked for, and loads their new revisions ahead."""
 
-    def __init__(self, loader: Loader, metrics: Metrics) -> None:
+    def __init__(self, loader: Loader, metrics: Metrics, previous: Previous) -> None:
         self._loader = loader
+        self._previous = previous
+        self._aside: set[asyncio.Task[None]] = set()
+        self._one_aside = asyncio.Semaphore(1)
         self._metrics = metrics
         self._names: dict[str, str] = {}
         self.parked = 0
@@ -31,10 +54,8 @@ class Leasing:
 
     async def lease(self, revision: Revision) -> Lease:
         """The revision's block in the device tier, held until released. Raises what the loader raises."""
-        self._recent[revision.adapter_id] = None
-        self._recent.move_to_end(revision.adapter_id)
-        if len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
+        met_before = revision.adapter_id in self._recent
+        self._remember(revision.adapter_id)
         self.parked += 1
         self._metrics.parked_requests.set(self.parked)
         loads, begun = self._loader.loads_total, time.perf_counter()
@@ -46,7 +67,15 @@ class Leasing:
         if self._loader.loads_total > loads:
             self._metrics.adapter_load_seconds.observe(time.perf_counter() - begun)
         self._names[revision.digest] = f"{revision.adapter_id}@{revision.number}"
+        if not met_before:
+            self.keep(revision.adapter_id, self._previous(revision.adapter_id))
         return lease
+
+    async def close(self) -> None:
+        """Give up what is being loaded."""
+        for task in self._aside:
+            task.cancel()
+        await self._loader.close()
 
     def resident(self) -> tuple[str, ...]:
         """What is in the device tier, the most recently used first, by the names it was last asked for."""
@@ -69,6 +98,24 @@ class Leasing:
             log.warning("prefetch adapter_id=%s number=%d %s: %s", revision.adapter_id, revision.number, error.code, error)
 
     def keep(self, adapter_id: str, previous: Revision | None) -> None:
-        """Hold on to what an adapter's production was before its last move, if the adapter is in use here."""
-        if adapter_id in self._recent:
-            self._loader.keep(adapter_id, previous.digest if previous else None)
+        """Have in the host tier what an adapter's production was before its last move, if the adapter is in use here.
+
+        It is fetched when it is not there, as after a restart: one at a time, behind what somebody waits for."""
+        if adapter_id not in self._recent:
+            return
+        self._loader.keep(adapter_id, previous.digest if previous else None)
+        if previous is not None:
+            task = asyncio.create_task(self._fetch_aside(previous))
+            self._aside.add(task)
+            task.add_done_callback(self._aside.discard)
+
+    async def _fetch_aside(self, revision: Revision) -> None:
+        async with self._one_aside:
+            await self.announced(revision)
+
+    def _remember(self, adapter_id: str) -> None:
+        """The adapter is in use here; the one that was in use the longest ago may not be any more, and nothing is kept for it."""
+        self._recent[adapter_id] = None
+        self._recent.move_to_end(adapter_id)
+        if len(self._recent) > RECENT:
+            self._loader.keep(self._recent.popitem(last=False)[0], None)

@@ -12,7 +12,7 @@ from mint_stream.bus.intake import Delivery, Intake
 from mint_stream.errors import InvalidRecord, MintError, Stop
 from mint_stream.messages.inference import InferenceRequest, InferenceResult, request_digest
 from mint_stream.metrics import Metrics
-from mint_stream.workers.answers import Answers, refusal, refusal_of_unreadable
+from mint_stream.workers.answers import Answers, refusal, refusal_of_unreadable, trace_of
 from mint_stream.workers.completing import Completer
 from mint_stream.workers.crew import Crew
 from mint_stream.workers.interruptions import Interruptions
@@ -68,7 +68,7 @@ class ServingWorker:
         result = await self._answer(request, delivery)
         if delivery.stale:
             return
-        await self._answers.publish(result, self._answers.allowed(request.reply_to))
+        await self._answers.publish(result, self._answers.allowed(request.reply_to), trace_of(delivery.headers))
         self._count(result)
         await delivery.close()
 
@@ -100,7 +100,7 @@ class ServingWorker:
         else:
             result, reply_to = refusal(request, request_digest(request), error, delivery.attempt), self._answers.allowed(request.reply_to)
         if result is not None:
-            await self._answers.publish(result, reply_to)
+            await self._answers.publish(result, reply_to, trace_of(delivery.headers))
 
     def _count(self, result: InferenceResult) -> None:
         self._metrics.requests_total.labels(result.error.code if result.error else "ok").inc()

@@ -1,5 +1,6 @@
 """A copy of the catalog goes on where it was left, and begins anew when it may have missed something."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -106,6 +107,22 @@ async def test_a_second_start_keeps_what_it_knew_and_goes_on(log: Log, tmp_path:
     await log.write("after", 0)
     assert await adapters(log, tmp_path / "copy") == {"before", "after"}
     assert await adapters(log, tmp_path / "another") == {"after"}, "a replay would have seen only this"
+
+
+async def test_a_broker_that_is_away_for_a_while_ends_no_marking(tmp_path: Path, kafka_dir: Path) -> None:
+    """Else the copy of a worker that lives long counts as old, and its next start replays everything."""
+    with LocalKafka(kafka_dir) as broker:
+        async with Log(Connection(broker.bootstrap_servers)) as log:
+            await log.create()
+            async with current_catalog(log.connection, tmp_path / "copy", TWO, mark_s=0.01) as (catalog, reader):
+                broker.kill()
+                with pytest.raises(BusUnavailable):
+                    await reader.caught_up()
+                await asyncio.to_thread(broker.start)
+                await reader.caught_up()
+                catalog.mark_current(0)
+                while min(catalog._rows.fresh_at_ms().values()) == 0:
+                    await asyncio.sleep(0.01)
 
 
 async def test_a_topic_that_was_created_anew_is_replayed(log: Log, tmp_path: Path) -> None:

@@ -56,6 +56,29 @@ async def test_nothing_said_after_the_end_changes_it() -> None:
     assert last is not None and last.state == "succeeded"
 
 
+def control(job_id: str) -> LogRecord:
+    return LogRecord(None, TrainingControl(job_id=job_id, action="cancel", issued_at_ms=0).encode(), (), 0, 0)
+
+
+async def test_of_jobs_that_are_over_the_last_ones_are_remembered_and_of_others_all() -> None:
+    log = JobLog(Connection("unused:1"), remembered=3)
+    log.apply_events(0, [record(0, job_id="runs", attempt=1)], 1)
+    for number in range(10):
+        log.apply_events(0, [record(number, job_id=f"j{number}", attempt=1, state="succeeded")], 1)
+    assert set(log._last) == {"runs", "j7", "j8", "j9"}
+
+
+async def test_a_cancellation_is_forgotten_when_its_job_is_over_or_when_there_are_too_many() -> None:
+    log = JobLog(Connection("unused:1"), remembered=3)
+    log.apply_controls(0, [control("j")], 1)
+    assert log.cancelled("j")
+    log.apply_events(0, [record(0, job_id="j", attempt=1, state="cancelled")], 1)
+    log.apply_controls(0, [control("j")], 2)
+    assert log.cancelled("j") is None
+    log.apply_controls(0, [control(f"unknown-{number}") for number in range(5)], 7)
+    assert [number for number in range(5) if log.cancelled(f"unknown-{number}")] == [2, 3, 4]
+
+
 async def test_unreadable_records_are_passed_over() -> None:
     bad = LogRecord(b"j", b"\xff", (), 0, 0)
     assert await known(bad, LogRecord(b"j", None, (), 1, 0)) is None

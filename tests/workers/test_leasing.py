@@ -36,8 +36,16 @@ async def loader(store: Store) -> AsyncIterator[Loader]:
 
 
 @pytest.fixture
-def leasing(loader: Loader) -> Leasing:
-    return Leasing(loader, Metrics())
+def previous() -> dict[str, Revision]:
+    """What the catalog says that production was."""
+    return {}
+
+
+@pytest.fixture
+async def leasing(loader: Loader, previous: dict[str, Revision]) -> AsyncIterator[Leasing]:
+    leasing = Leasing(loader, Metrics(), previous.get)
+    yield leasing
+    await leasing.close()
 
 
 def publish(store: Store, adapter_id: str, number: int = 1, **changes: object) -> Revision:
@@ -125,6 +133,29 @@ async def test_what_production_was_is_kept_for_a_roll_back_when_the_adapter_is_i
     for number in range(8, 12):
         await used(leasing, publish(store, "c", number))
     assert previous.digest not in loader.host
+
+
+async def test_what_production_was_is_fetched_when_an_adapter_is_first_asked_for(
+    leasing: Leasing, loader: Loader, store: Store, previous: dict[str, Revision]
+) -> None:
+    """As after a restart: its alias moved before this worker lived."""
+    previous["a"] = publish(store, "a", 1)
+    await used(leasing, publish(store, "a", 2))
+    while previous["a"].digest not in loader.host:
+        await asyncio.sleep(0)
+    for number in range(2, 8):
+        await used(leasing, publish(store, "c", number))
+    assert previous["a"].digest in loader.host
+
+
+async def test_nothing_is_kept_for_adapters_that_are_not_remembered_any_more(
+    leasing: Leasing, loader: Loader, store: Store, previous: dict[str, Revision]
+) -> None:
+    one = publish(store, "one")
+    for number in range(module.RECENT + 10):
+        previous[f"a{number}"] = one
+        await used(leasing, one.model_copy(update={"adapter_id": f"a{number}"}))
+    assert len(loader.host.kept) == module.RECENT and "a9" not in loader.host.kept
 
 
 async def test_announcements_at_once_are_one_load_a_revision(leasing: Leasing, loader: Loader, store: Store) -> None:

@@ -18,6 +18,7 @@ from mint_stream.bus.connection import Connection
 from mint_stream.messages.inference import InferenceRequest, InferenceResult, ReplyTo
 from mint_stream.messages.shared import CatalogPosition
 from tests.factories import random_weights
+from tests.kafka.test_fetching import write_bad
 from tests.serving_desk import CONTEXT_TOKENS, Desk
 
 pytestmark = pytest.mark.kafka
@@ -31,6 +32,7 @@ async def desk(connection: Connection, tmp_path: Path) -> AsyncIterator[Desk]:
     yield desk
     await neighbours_are_answered(desk)
     assert await desk.intake.drain(10) == 0
+    assert await desk.committed() == await desk.ends()
     await desk.close()
 
 
@@ -159,8 +161,9 @@ async def test_a_reply_topic_not_declared_for_replies_is_refused(desk: Desk, rep
 
 async def test_a_catalog_position_never_reached_is_an_error_at_the_deadline(desk: Desk) -> None:
     before = await desk.ask("before")
+    assert (await desk.result(before)).status == "ok"  # so the intake has its partitions, and the deadline is all the catalog's
     position = CatalogPosition(partition=0, offset=10**9)
-    late = await desk.ask("x", min_catalog_position=position, deadline_at_ms=int(time() * 1000) + 400)
+    late = await desk.ask("x", min_catalog_position=position, deadline_at_ms=int(time() * 1000) + 3000)
     await neighbours_are_answered(desk, before)
     assert await code_of(desk, late) == "position-not-reached"
 
@@ -304,15 +307,49 @@ async def test_every_offset_is_committed_after_a_mix_of_good_and_bad(desk: Desk)
     async with asyncio.timeout(10):
         await desk.intake.until(lambda: desk.intake.open_records == 0)
     await desk.intake.commit()
-    topic = contracts.INFERENCE_REQUESTS.name(desk.pool)
-    assert await committed(desk, topic) == 4
+    assert (await desk.committed())[TopicPartition(contracts.INFERENCE_REQUESTS.name(desk.pool), 0)] == 4
 
 
-async def committed(desk: Desk, topic: str) -> int:
-    admin = AIOKafkaAdminClient(**desk.connection.options())
-    await admin.start()
-    try:
-        offsets = await admin.list_consumer_group_offsets(f"serve-{desk.pool}")
-    finally:
-        await admin.close()
-    return int(offsets[TopicPartition(topic, 0)].offset)
+TRACE = b"4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+async def test_what_is_written_of_a_request_continues_its_trace(desk: Desk) -> None:
+    headers = (("traceparent", b"00-%s-00f067aa0ba902b7-01" % TRACE),)
+    request_id, unread = uuid4().hex, uuid4().hex
+    request = InferenceRequest(request_id=request_id, prompt="hello", stream=True)
+    async with desk.written(contracts.INFERENCE_RESULTS, contracts.INFERENCE_CHUNKS) as written:
+        await desk.send(request.encode(), headers=headers)
+        await desk.send(b'{"request_id": "%s", "prompt": ""}' % unread.encode(), headers=headers)
+        assert (await desk.result(request_id)).status == "ok"
+        assert await code_of(desk, unread) == "invalid-record"
+    found = [record for record in written if record.key in (request_id.encode(), unread.encode())]
+    assert len(found) == 3
+    assert all((dict(record.headers)["traceparent"] or b"").split(b"-")[1] == TRACE for record in found)
+
+
+async def test_a_request_without_a_trace_begins_one(desk: Desk) -> None:
+    request_id = uuid4().hex
+    async with desk.written(contracts.INFERENCE_RESULTS) as written:
+        await desk.ask("hello", request_id=request_id)
+        await desk.result(request_id)
+    [record] = [record for record in written if record.key == request_id.encode()]
+    assert len(dict(record.headers)["traceparent"] or b"") == 55
+
+
+async def test_a_header_whose_name_is_no_text_stops_no_partition(desk: Desk) -> None:
+    """aiokafka's own parser raises on it and would stop the partition."""
+    before = await desk.ask("before")
+    await write_bad(desk.connection, contracts.INFERENCE_REQUESTS.name(desk.pool))
+    assert {letter.value for letter in await desk.buried(3)} == {b"before", b"bad", b"after"}
+    await neighbours_are_answered(desk, before)
+
+
+async def test_the_bulk_lane_is_answered_like_the_other(desk: Desk) -> None:
+    revision = desk.publish("bulk", random_weights(seed=8))
+    asked = [await desk.ask(f"b{number}", lane=contracts.INFERENCE_BATCH, adapter="bulk") for number in range(8)]
+    results = [await desk.result(request_id) for request_id in asked]
+    assert [result.text for result in results] == [f"b{number}" for number in range(8)]
+    assert {result.served_by and result.served_by.revision_digest for result in results} == {revision.digest}
+    await desk.send(b"junk", lane=contracts.INFERENCE_BATCH)
+    [letter] = await desk.buried(1)
+    assert letter.value == b"junk"
