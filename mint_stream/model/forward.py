@@ -53,8 +53,7 @@ class PackedModel:
             experts.register()
             model.set_experts_implementation(experts.NAME)  # type: ignore[operator]
         model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
-        if self.device.type == "cpu":  # the GPU kernels want each output by itself
-            fuse(model)
+        fuse(model)
         if getattr(model.config, "_attn_implementation", None) != attention.NAME:
             raise BaseUnusable(f"{type(model).__name__} does not use transformers' attention registry, so its passes cannot be packed")
 

@@ -11,7 +11,8 @@ class Product:
     """x [rows, in] → [rows, Σ out]: the outputs of `layers`, side by side in their order. No gradients.
 
     On CPUs the weights are laid out once more the way oneDNN multiplies them, which takes their size in memory again and makes passes of
-    few rows about twice as fast. That happens at the first call, so that a process that only trains pays nothing.
+    few rows about twice as fast. That happens at the first call, so that a process that only trains pays nothing. Elsewhere the layers
+    share the joined weight's memory.
     """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
@@ -40,8 +41,14 @@ class Product:
         if self._weight is None:
             joined = _joined([layer.weight for layer in self._layers])
             assert joined is not None
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(joined.detach()) if _packs(joined) else joined
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(joined.detach()) if _packs(joined) else self._shared(joined)
         return self._weight
+
+    def _shared(self, joined: Tensor) -> Tensor:
+        """The layers' own weights become parts of the joined one, so that the memory is that of one of them."""
+        for layer, part in zip(self._layers, torch.split(joined, list(self.widths)), strict=True):
+            layer.weight.data = part.detach()
+        return joined
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

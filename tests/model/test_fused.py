@@ -80,6 +80,16 @@ def test_a_product_is_the_linear_layers_side_by_side(rows: int, bias: bool, dtyp
     assert product.widths == (16, 8)
 
 
+def test_weights_that_are_not_laid_out_anew_take_no_more_memory() -> None:
+    layers = [nn.Linear(24, width).double().requires_grad_(False) for width in (16, 8)]
+    x = torch.randn(3, 24, dtype=torch.float64)
+    before = torch.cat([layer(x) for layer in layers], dim=1)
+    product = Product(layers)
+    torch.testing.assert_close(product(x), before)
+    torch.testing.assert_close(torch.cat([layer(x) for layer in layers], dim=1), before)
+    assert len({layer.weight.untyped_storage().data_ptr() for layer in layers}) == 1
+
+
 def test_a_pass_in_training_goes_through_the_stock_layers() -> None:
     model = tiny_model("llama")
     packed = PackedModel(model, linear_paths(model))
