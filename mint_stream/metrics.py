@@ -15,6 +15,7 @@ class Metrics:
         self.request_seconds = self._histogram("mint_request_seconds", "Time of a request by stage.", "stage")
         self.tokens_total = self._counter("mint_tokens_total", "Tokens read (prompt) and written (completion).", "kind")
         self.dead_letters_total = self._counter("mint_dead_letters_total", "Records set aside unprocessed, by error code.", "code")
+        self.moved_requests_total = self._counter("mint_moved_requests_total", "Requests of tenants over their share, moved to bulk.")
         self.open_requests = self._gauge("mint_open_requests", "Requests taken from Kafka and not yet answered.")
         self.parked_requests = self._gauge("mint_parked_requests", "Requests waiting for an adapter to load.")
         self.adapter_load_seconds = self._histogram(

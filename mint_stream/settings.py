@@ -63,6 +63,8 @@ class ServingSettings(_Group):
     max_deadline_s: float = Field(default=900.0, gt=0)
     drain_s: float = Field(default=25.0, gt=0)
     """How long a worker that was told to stop goes on answering what it has taken; supervisors should wait a little longer."""
+    tenant_share: float = Field(default=0.5, gt=0, le=1)
+    """Of intake_records: what one tenant may have open before its further requests go to the bulk lane. 1 limits nobody."""
     intake_records: int = Field(default=1024, ge=1)
     intake_bytes: int = Field(default=64 * 2**20, ge=2**20)
 

@@ -36,9 +36,11 @@ from mint_stream.workers.cancellations import Cancellations
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.completing import Completer, Identity
 from mint_stream.workers.interruptions import Interruptions
+from mint_stream.workers.lanes import Consequences, Lanes
 from mint_stream.workers.leasing import Leasing, previous_in
 from mint_stream.workers.quarantine import QuarantineReports
 from mint_stream.workers.serving import ServingWorker
+from mint_stream.workers.shares import TenantShares
 from tests.factories import LINEARS, random_weights
 from tests.provisioned import PARTITIONS, ensure_topics
 
@@ -73,6 +75,7 @@ class Desk:
     interruptions: Interruptions = field(default_factory=Interruptions)
     offset: int = 0
     limits: IntakeLimits | None = None
+    shares: TenantShares = field(default_factory=lambda: TenantShares(10_000, 1.0))
     _results: dict[str, list[InferenceResult]] = field(default_factory=dict)
     _buried: list[LogRecord] = field(default_factory=list)
     _commands: list[Quarantine] = field(default_factory=list)
@@ -80,11 +83,11 @@ class Desk:
     _parts: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @classmethod
-    async def open(cls, connection: Connection, room: Path, pool: str | None = None, limits: IntakeLimits | None = None) -> Self:
-        """A desk of a new pool, or one more of `pool`: their workers are one group."""
+    async def open(cls, connection: Connection, room: Path, pool: str | None = None, **parts: Any) -> Self:
+        """A desk of a new pool, or one more of `pool`: their workers are one group. `parts`: fields that are not the usual ones."""
         pool = pool or f"desk-{uuid4().hex[:8]}"
         await ensure_topics(connection, pool)
-        desk = cls(connection, pool, Store((room / "store").as_uri()), limits=limits)
+        desk = cls(connection, pool, Store((room / "store").as_uri()), **parts)
         await desk._start()
         return desk
 
@@ -114,7 +117,8 @@ class Desk:
         self.leasing = Leasing(self.loader, self.metrics, previous_in(self.catalog))
         completer = Completer(self.engine, self.leasing, admission, answers, self.cancellations, identity)
         self.intake = Intake(self.connection, self.lanes, f"serve-{self.pool}", DeadLetters(self.producer), self.limits)
-        return ServingWorker(self.intake, completer, answers, QuarantineReports(self.producer), self.metrics, self.interruptions)
+        consequences = Consequences(QuarantineReports(self.producer), Lanes(self.producer, self.pool, self.shares, default_deadline_s=30))
+        return ServingWorker(self.intake, completer, answers, consequences, self.metrics, self.interruptions)
 
     def _work(self, worker: ServingWorker) -> Any:
         running: list[asyncio.Task[None]] = []
@@ -205,7 +209,9 @@ class Desk:
     async def written(self, *topics: contracts.Topic) -> AsyncIterator[list[LogRecord]]:
         """What these topics get within the block, complete at its end."""
         found: list[LogRecord] = []
-        readers = [LogReader(self.connection, topic.name(), lambda _p, records, _n: found.extend(records), "latest") for topic in topics]
+        readers = [
+            LogReader(self.connection, topic.name(self.pool), lambda _p, records, _n: found.extend(records), "latest") for topic in topics
+        ]
         for reader in readers:
             await reader.start()
         yield found

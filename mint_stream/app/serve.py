@@ -31,11 +31,13 @@ from mint_stream.workers.cancellations import Cancellations
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.completing import Completer, Identity
 from mint_stream.workers.interruptions import Interruptions
+from mint_stream.workers.lanes import Consequences, Lanes
 from mint_stream.workers.leasing import Leasing, previous_in
 from mint_stream.workers.pools import found_pool
 from mint_stream.workers.prompts import Prompts
 from mint_stream.workers.quarantine import QuarantineReports
 from mint_stream.workers.serving import ServingWorker
+from mint_stream.workers.shares import TenantShares
 
 
 async def run(settings: Settings) -> None:
@@ -126,7 +128,10 @@ class ServeRole:
         identity = Identity(self._workplace.worker_id, base.digest, contracts.INFERENCE_BATCH.name(founded.pool))
         completer = Completer(engine, leasing, admission, answers, cancellations, identity)
         self._intake = await self._taking(producer)
-        self._worker = ServingWorker(self._intake, completer, answers, QuarantineReports(producer), self._metrics, self._interruptions)
+        serving = self._settings.serving
+        shares = TenantShares(serving.intake_records, serving.tenant_share)
+        consequences = Consequences(QuarantineReports(producer), Lanes(producer, founded.pool, shares, serving.default_deadline_s))
+        self._worker = ServingWorker(self._intake, completer, answers, consequences, self._metrics, self._interruptions)
         return cancellation_reader
 
     def _follow(self, catalog: Catalog, leasing: Leasing) -> Leasing:

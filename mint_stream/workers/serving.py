@@ -2,6 +2,7 @@
 
 intake ─► decode ─► complete ─► result acked ─► offset closed
              │          └ refused: error result acked ─► offset closed
+             ├ its tenant holds its share: to the bulk lane, acked ─► offset closed
              └ bad record: told (if it says who asked) ─► dead letter acked ─► offset closed
 """
 
@@ -9,14 +10,14 @@ import logging
 
 from mint_stream import contracts
 from mint_stream.bus.intake import Delivery, Intake
-from mint_stream.errors import InvalidRecord, MintError, Stop
+from mint_stream.errors import InvalidRecord, InvalidRequest, MintError, Stop
 from mint_stream.messages.inference import InferenceRequest, InferenceResult, request_digest
 from mint_stream.metrics import Metrics
 from mint_stream.workers.answers import Answers, refusal, refusal_of_unreadable, trace_of
 from mint_stream.workers.completing import Completer
 from mint_stream.workers.crew import Crew
 from mint_stream.workers.interruptions import Interruptions
-from mint_stream.workers.quarantine import QuarantineReports
+from mint_stream.workers.lanes import Consequences
 
 LIMIT_BYTES = int(contracts.INFERENCE_REQUESTS.config["max.message.bytes"])
 """Larger records come in only where somebody raised the topic's limit; memory bounds are made for this one."""
@@ -32,14 +33,14 @@ class ServingWorker:
         intake: Intake,
         completer: Completer,
         answers: Answers,
-        quarantine: QuarantineReports,
+        consequences: Consequences,
         metrics: Metrics,
         interruptions: Interruptions,
     ) -> None:
         self._intake = intake
         self._completer = completer
         self._answers = answers
-        self._quarantine = quarantine
+        self._quarantine, self._lanes = consequences.quarantine, consequences.lanes
         self._metrics = metrics
         self._interruptions = interruptions
         self._crew = Crew(metrics.open_requests.set)
@@ -65,12 +66,37 @@ class ServingWorker:
         except InvalidRecord as error:
             await self._set_aside(delivery, error)
             return
+        if not self._lanes.enter(request, delivery):
+            await self._move(request, delivery)
+            return
+        try:
+            await self._serve(request, delivery)
+        finally:
+            self._lanes.leave(request, delivery)
+
+    async def _serve(self, request: InferenceRequest, delivery: Delivery) -> None:
         result = await self._answer(request, delivery)
         if delivery.stale:
             return
-        await self._answers.publish(result, self._answers.allowed(request.reply_to), trace_of(delivery.headers))
+        await self._publish(request, result, delivery)
         self._count(result)
         await delivery.close()
+
+    async def _publish(self, request: InferenceRequest, result: InferenceResult, delivery: Delivery) -> None:
+        """The result, or where it is larger than a record may be, a refusal that says so."""
+        reply_to, trace = self._answers.allowed(request.reply_to), trace_of(delivery.headers)
+        try:
+            await self._answers.publish(result, reply_to, trace)
+        except InvalidRequest as error:
+            log.info("too large an answer request_id=%s %s", request.request_id, error)
+            await self._answers.publish(refusal(request, request_digest(request), error, delivery.attempt), reply_to, trace)
+
+    async def _move(self, request: InferenceRequest, delivery: Delivery) -> None:
+        """A tenant beyond its share: the request waits in the bulk lane instead of in everybody's way."""
+        if not delivery.stale:
+            await self._lanes.move(request, delivery)
+            self._metrics.moved_requests_total.inc()
+            await delivery.close()
 
     async def _answer(self, request: InferenceRequest, delivery: Delivery) -> InferenceResult:
         """The terminal result, whatever becomes of the request. A Stop is raised: the worker is broken, not the request."""

@@ -24,7 +24,7 @@ def say(line: str) -> None:
 
 
 async def main(bootstrap: str, pool: str, room: str, count: str, when: str) -> None:
-    desk = await Desk.open(Connection(bootstrap), Path(room), pool, LIMITS)
+    desk = await Desk.open(Connection(bootstrap), Path(room), pool, limits=LIMITS)
     continued = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGCONT, continued.set if when == "late" else desk.engine.resume)
     desk.engine.pause()
