@@ -20,6 +20,9 @@ from tests.workers.serving_process import LIMITS
 
 pytestmark = [pytest.mark.kafka, pytest.mark.long]
 
+ALL = 2 * PARTITIONS
+"""Of both lanes."""
+
 
 async def answers(connection: Connection, asked: Collection[str]) -> dict[str, list[InferenceResult]]:
     """Every terminal record of these requests in the log, by request, once each of them has one."""
@@ -64,13 +67,13 @@ async def test_a_broker_killed_under_a_serving_worker_costs_no_request_its_answe
     with LocalKafka(kafka_dir) as broker:
         desk = await Desk.open(Connection(broker.bootstrap_servers), tmp_path)
         await desk.begin()
-        prompts, back = await ask_many(desk, 100, "before"), asyncio.Event()
-        asking = asyncio.create_task(ask_until(desk, back))
-        await gathered(desk, prompts)
+        first, prompts = await ask_many(desk, 100, "before"), await ask_many(desk, 300, "meanwhile")
+        await gathered(desk, first)
+        asking = asyncio.create_task(ask_steadily(desk, 300))
+        await asyncio.sleep(0)  # now it is on its way
         broker.kill()
         await asyncio.to_thread(broker.start)
-        back.set()
-        prompts |= await asking | await ask_many(desk, 20, "after")
+        prompts |= first | await asking | await ask_many(desk, 20, "after")
         one_visible_answer_each(await answers(desk.connection, prompts), prompts)
         await desk.close()
 
@@ -80,18 +83,16 @@ async def test_workers_that_come_and_go_under_load_answer_every_request_once(con
     first = await Desk.open(connection, tmp_path)
     second = await Desk.open(connection, tmp_path, first.pool)
     await first.begin()
-    alone = asyncio.Event()
-    load = asyncio.create_task(ask_until(first, alone))
-    await first.intake.until(lambda: len(first.intake.assigned) == PARTITIONS)
+    load = asyncio.create_task(ask_steadily(first, 600))
+    await first.intake.until(lambda: len(first.intake.assigned) == ALL)
     await second.begin()
     await second.intake.until(lambda: bool(second.intake.assigned))
-    await first.intake.until(lambda: len(first.intake.assigned) == PARTITIONS - len(second.intake.assigned))
+    await first.intake.until(lambda: len(first.intake.assigned) == ALL - len(second.intake.assigned))
     shared = await ask_many(first, 40, "shared")
     assert {result.request_id for result in await gathered(first, shared)} == set(shared)
     await first.intake.drain(10)
     await first.intake.stop()
-    await second.intake.until(lambda: len(second.intake.assigned) == PARTITIONS)
-    alone.set()
+    await second.intake.until(lambda: len(second.intake.assigned) == ALL)
     prompts = await load | shared
     found = await answers(connection, prompts)
     one_visible_answer_each(found, prompts)
@@ -101,13 +102,10 @@ async def test_workers_that_come_and_go_under_load_answer_every_request_once(con
     await first.close()
 
 
-async def ask_until(desk: Desk, enough: asyncio.Event) -> dict[str, str]:
-    """Requests without a pause, twenty at a time, each time answered before the next."""
+async def ask_steadily(desk: Desk, count: int) -> dict[str, str]:
     prompts: dict[str, str] = {}
-    while not enough.is_set():
-        asked = await ask_many(desk, 20, f"steady {len(prompts)}")
-        await gathered(desk, asked)
-        prompts |= asked
+    for number in range(count // 20):
+        prompts |= await ask_many(desk, 20, f"steady {number}")
     return prompts
 
 
@@ -147,7 +145,7 @@ async def test_a_worker_that_slept_through_a_takeover_changes_no_answer(connecti
         assert one_visible_answer_each(await answers(connection, prompts), prompts) == 0
         sleeper.send_signal(signal.SIGCONT)
         await said(sleeper, "let go")
-        await desk.intake.until(lambda: 0 < len(desk.intake.assigned) < PARTITIONS)
+        await desk.intake.until(lambda: 0 < len(desk.intake.assigned) < ALL)
         later = await ask_many(desk, 40, "later")
         found = await answers(connection, prompts | later)
         twice = one_visible_answer_each(found, prompts | later)
