@@ -86,6 +86,8 @@ class Demo:
         self._room = room
         self._tally = Tally(client)
         self.report = DemoReport()
+        self._untrained = 0
+        """The number of the revision that answers as the base does: 1 on a fresh cluster, more where the demo ran before."""
         found = examples((size.heldout + size.training) // 8, seed=0)
         self._training, self._heldout = split(found, size.heldout)
 
@@ -95,17 +97,17 @@ class Demo:
             await self._import()
         async with self._stage("mixed stream"):
             await self._mixed()
-        async with self._stage("held-out, revision 1"):
-            self.report.accuracy_before = await self._accuracy(number=1)
+        async with self._stage(f"held-out, revision {self._untrained}"):
+            self.report.accuracy_before = await self._accuracy(self._untrained)
         async with self._stage("training"):
             announced = await self._train()
-        async with self._stage("held-out, revision 2"):
+        async with self._stage(f"held-out, revision {announced.number}"):
             promoted = await self._client.promote(TRAINED, announced.number)
             self._say_event(promoted)
             self.report.accuracy_after = await self._accuracy(announced.number, promoted.catalog_position)
         async with self._stage("roll back"):
             position = await self._roll_back()
-            self.report.accuracy_after_rollback = await self._accuracy(1, position)
+            self.report.accuracy_after_rollback = await self._accuracy(self._untrained, position)
         await self._count()
         return self.report
 
@@ -120,8 +122,12 @@ class Demo:
         base = await self._client.pool_base()
         self.report.base_digest = base.base_digest
         for adapter_id, directory in (await asyncio.to_thread(write_adapters, base, self._room / "adapters")).items():
-            self._say_event(await import_adapter(self._client, self._settings, adapter_id, str(directory)))
+            event = await import_adapter(self._client, self._settings, adapter_id, str(directory))
+            self._say_event(event)
+            if adapter_id == TRAINED and isinstance(event, RevisionAnnounced):
+                self._untrained = event.number
         await self._client.set_rule(TRAINED, "manual")
+        await self._client.promote(TRAINED, self._untrained)  # where the demo ran before, its last run left the rule at manual
 
     async def _mixed(self) -> None:
         """Requests for the base and every adapter at once; the worker batches them together."""
@@ -171,7 +177,7 @@ class Demo:
         event = await self._client.rollback(TRAINED)
         result = await self._ask(self._heldout[0].prompt, TRAINED, FIRST_TOKEN, event.catalog_position)
         self.report.rollback_to_effect_ms = round((time.perf_counter() - begun) * 1000, 1)
-        _expect_revision(result, 1)
+        _expect_revision(result, self._untrained)
         self._say_event(event)
         return event.catalog_position
 
