@@ -1,19 +1,21 @@
 """`mint-stream adapters`: what the catalog holds, and commands to the registrar."""
 
+import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mint_stream.cli.options import AsJson, Bootstrap, Pool, Timeout, settings_from
-from mint_stream.cli.output import print_json, print_record, print_table
+from mint_stream.cli.options import NEW_RULE, AsJson, Bootstrap, Pool, Timeout, settings_from
+from mint_stream.cli.output import plain, print_json, print_record, print_table
 from mint_stream.cli.running import ask
-from mint_stream.messages.adapters import PromotionRule
+from mint_stream.messages.adapters import AdapterEvent, PromotionRule
 
 if TYPE_CHECKING:
-    from mint_stream.client import AdapterView
+    from mint_stream.client import AdapterView, Client
 
-adapters = typer.Typer(no_args_is_help=True, help="List, show, import, promote, roll back and retire adapters.")
+adapters = typer.Typer(no_args_is_help=True, help="List, show, watch, import, promote, roll back and retire adapters.")
 
 AdapterId = Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter's name.")]
 Number = Annotated[int, typer.Argument(metavar="NUMBER", help="The revision's number.", min=1)]
@@ -41,11 +43,41 @@ def show(adapter_id: AdapterId, bootstrap: Bootstrap = None, pool: Pool = None, 
     return _print_revisions(view)
 
 
+@adapters.command()
+def watch(
+    adapter_id: Annotated[str | None, typer.Argument(metavar="[ADAPTER]", help="Only this adapter's; none: everybody's.")] = None,
+    from_start: Annotated[bool, typer.Option("--from-start", help="Its whole history first, not only what happens from now on.")] = False,
+    count: Annotated[int | None, typer.Option(min=1, help="End after so many events; default: at Ctrl-C.")] = None,
+    bootstrap: Bootstrap = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print events as they happen: announced, aliases moved, quarantined, retired, rejected. One line an event."""
+    show = print_json if as_json else _print_event
+    ask(settings_from(bootstrap), lambda client: _follow(client, adapter_id, from_start, count, show))
+
+
+async def _follow(
+    client: "Client", adapter_id: str | None, from_start: bool, count: int | None, show: Callable[[AdapterEvent], None]
+) -> None:
+    async with client.revisions(adapter_id, "earliest" if from_start else "latest") as events:
+        typer.echo("watching", err=True)  # from here on nothing is missed
+        async for event in events:
+            show(event)
+            count = None if count is None else count - 1
+            if count == 0:
+                return
+
+
+def _print_event(event: AdapterEvent) -> None:
+    told = {name: value for name, value in plain(event).items() if name not in ("type", "adapter_id", "at_ms", "command_id")}
+    typer.echo(f"{_when(event.at_ms)}  {event.adapter_id}  {event.type}  {json.dumps(told, ensure_ascii=False)}")
+
+
 @adapters.command("import")
 def import_adapter(
     adapter_id: AdapterId,
     source: Annotated[str, typer.Argument(metavar="PEFT", help="A directory or uri holding adapter_config.json and its safetensors.")],
-    rule: Annotated[PromotionRule | None, typer.Option(help="The adapter's promotion rule from now on.")] = None,
+    rule: Annotated[PromotionRule | None, typer.Option(help=NEW_RULE)] = None,
     bootstrap: Bootstrap = None,
     pool: Pool = None,
     timeout: Timeout = ANSWER_S,

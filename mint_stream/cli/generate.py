@@ -9,6 +9,7 @@ import typer
 
 from mint_stream.cli.options import AsJson, Bootstrap, Pool, settings_from
 from mint_stream.cli.output import print_json
+from mint_stream.cli.running import ask
 from mint_stream.errors import InvalidRequest
 from mint_stream.messages.inference import InferenceChunk, InferenceResult, Sampling
 from mint_stream.settings import Settings
@@ -26,6 +27,9 @@ def generate(
     messages: Annotated[Path | None, typer.Option("--messages", help='A JSON file with [{"role": ..., "content": ...}, ...].')] = None,
     adapter: Ref = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text as it is made.")] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Send it and print its id; `mint-stream result` has the answer later.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option(min=1)] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
@@ -47,8 +51,10 @@ def generate(
     asked = {"sampling": sampling, "tenant": tenant, "request_id": request_id, "timeout_s": timeout}
     settings = settings_from(bootstrap, pool)
     what = prompt_from(prompt, chat, system, messages)
+    if no_wait:
+        return _send(settings, what, adapter, as_json, asked)
     result = asyncio.run((_stream if stream else _whole)(settings, what, adapter, as_json, asked))
-    _finish(result, as_json, stream)
+    return show_result(result, as_json, stream)
 
 
 def prompt_from(prompt: str | None, chat: str | None, system: str | None, messages: Path | None) -> "Prompt":
@@ -70,6 +76,15 @@ def _turns(path: Path) -> "Prompt":
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"--messages {path}: {error}") from error
     return turns
+
+
+def _send(settings: Settings, prompt: "Prompt", adapter: str | None, as_json: bool, asked: dict[str, Any]) -> None:
+    deadline_s = asked.pop("timeout_s")
+    ticket = ask(settings, lambda client: client.submit(prompt, adapter, deadline_s=deadline_s, **asked))
+    if as_json:
+        print_json(ticket)
+    else:
+        typer.echo(ticket.request_id)
 
 
 async def _whole(settings: Settings, prompt: "Prompt", adapter: str | None, _: bool, asked: dict[str, Any]) -> InferenceResult:
@@ -100,7 +115,8 @@ def _print_chunk(chunk: InferenceChunk, as_json: bool) -> None:
         typer.echo(chunk.text, nl=False)
 
 
-def _finish(result: InferenceResult, as_json: bool, streamed: bool) -> None:
+def show_result(result: InferenceResult, as_json: bool, streamed: bool = False) -> None:
+    """Print an answer; an error is raised, or printed as JSON with exit code 1. `streamed`: its text was printed before."""
     from mint_stream.client import raise_for_error
 
     if as_json:

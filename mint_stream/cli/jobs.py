@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mint_stream.cli.options import AsJson, Bootstrap, Pool, settings_from
+from mint_stream.cli.options import NEW_RULE, AsJson, Bootstrap, Pool, settings_from
 from mint_stream.cli.output import print_json, print_table
 from mint_stream.cli.running import ask
 from mint_stream.cli.watching import watch_job
@@ -39,7 +39,7 @@ def submit(
     parent: Annotated[int | None, typer.Option(min=1, help="Go on from this revision; default: start fresh.")] = None,
     publish_every: Annotated[int | None, typer.Option(min=1, help="Steps between revisions; default: one at the end.")] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
-    rule: Annotated[PromotionRule | None, typer.Option(help="The adapter's promotion rule from now on.")] = None,
+    rule: Annotated[PromotionRule | None, typer.Option(help=NEW_RULE)] = None,
     job_id: Annotated[str | None, typer.Option(help="Your own id: submitting it again starts nothing new.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay until the job ends.")] = False,
     bootstrap: Bootstrap = None,

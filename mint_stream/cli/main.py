@@ -15,6 +15,7 @@ from mint_stream.cli.generate import generate
 from mint_stream.cli.group import ErrorLine
 from mint_stream.cli.jobs import jobs
 from mint_stream.cli.kafka import kafka
+from mint_stream.cli.requests import cancel, result
 from mint_stream.cli.roles import register, serve, train, up
 from mint_stream.cli.topics import app as topics
 
@@ -61,6 +62,8 @@ app.command(rich_help_panel=ROLES)(serve)
 app.command(rich_help_panel=ROLES)(train)
 app.command(rich_help_panel=ROLES)(register)
 app.command(rich_help_panel=USE)(generate)
+app.command(rich_help_panel=USE)(result)
+app.command(rich_help_panel=USE)(cancel)
 app.add_typer(adapters, name="adapters", rich_help_panel=USE)
 app.add_typer(jobs, name="jobs", rich_help_panel=USE)
 app.add_typer(topics, name="topics", rich_help_panel=SYSTEM)

@@ -7,6 +7,8 @@ import typer
 
 from mint_stream.settings import Settings
 
+NEW_RULE = "The promotion rule of an adapter without revisions; one that has some keeps its rule (`adapters rules` changes it)."
+
 Bootstrap = Annotated[str | None, typer.Option("--bootstrap", help="Kafka servers host:port,...; overrides MINT_KAFKA__BOOTSTRAP_SERVERS.")]
 Pool = Annotated[str | None, typer.Option("--pool", help="The deployment of a base model; overrides MINT_POOL.")]
 BaseName = Annotated[str | None, typer.Option("--base", help="A built-in name, a directory or a hub id; overrides MINT_BASE.")]

@@ -133,6 +133,10 @@ class Client:
         """The result of a submitted request. Raises ReplyTimeout, RequestConflict."""
         return await self._results.collect(ticket, timeout_s)
 
+    async def result_of(self, request_id: str, tenant: str = "default", timeout_s: float = RESULT_S) -> InferenceResult:
+        """The result of a request that anybody submitted, in this process or another, and nothing else is known of. Raises ReplyTimeout."""
+        return await self._results.find(request_id, tenant, timeout_s)
+
     async def cancel(self, request_id: str, reason: str = "", tenant: str = "default") -> None:
         """Stop working on a tenant's request: its result will be the error `cancelled`, unless it is already there."""
         fields = {"tenant": tenant, "request_id": request_id, "reason": reason, "cancelled_at_ms": now_ms()}
@@ -183,7 +187,7 @@ class Client:
         command_id: str | None = None,
         timeout_s: float = ANSWER_S,
     ) -> AdapterEvent:
-        """Make files that are already in the store the adapter's next revision. `promotion` becomes the adapter's rule."""
+        """Make files that are already in the store the adapter's next revision. `promotion` becomes the rule of one without any."""
         fields = {"pool": self.pool, "manifest": manifest, "parent": parent, "promotion": promotion}
         return await self._command(Announce, adapter_id, command_id, timeout_s, **fields)
 

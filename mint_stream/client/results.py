@@ -33,13 +33,20 @@ class Results:
     async def collect(self, ticket: Ticket, timeout_s: float) -> InferenceResult:
         """The first terminal record of the request. Raises RequestConflict when it answers another body, and ReplyTimeout."""
         place = Place(contracts.INFERENCE_RESULTS.name(), offsets={ticket.partition: ticket.offset})
-        feed = Feed(self._partitions, place, lambda record: _result_of(ticket, record))
+        return checked(ticket, await self._first(place, ticket.request_id, ticket.tenant, timeout_s))
+
+    async def find(self, request_id: str, tenant: str, timeout_s: float) -> InferenceResult:
+        """The first terminal record of a request of which nothing else is known: as far back as results are kept. Raises ReplyTimeout."""
+        return await self._first(Place(contracts.INFERENCE_RESULTS.name(), request_id), request_id, tenant, timeout_s)
+
+    async def _first(self, place: Place, request_id: str, tenant: str, timeout_s: float) -> InferenceResult:
+        feed = Feed(self._partitions, place, lambda record: _result_of(request_id, tenant, record))
         try:
             async with asyncio.timeout(timeout_s), feed:
-                return checked(ticket, await anext(feed))
+                return await anext(feed)
         except TimeoutError as error:
             raise ReplyTimeout(
-                f"no result of request {ticket.request_id} in {timeout_s:g} s: is a serving worker of pool {self._pool} running "
+                f"no result of request {request_id} in {timeout_s:g} s: is a serving worker of pool {self._pool} running "
                 "(`mint-stream serve`)?"
             ) from error
 
@@ -51,9 +58,9 @@ def checked(ticket: Ticket, result: InferenceResult) -> InferenceResult:
     return result
 
 
-def _result_of(ticket: Ticket, record: LogRecord) -> InferenceResult | None:
-    """The record as a result of the ticket's request; None for others', also for another tenant's under the same id."""
-    if record.key != ticket.request_id.encode():
+def _result_of(request_id: str, tenant: str, record: LogRecord) -> InferenceResult | None:
+    """The record as a result of this request; None for others', also for another tenant's under the same id."""
+    if record.key != request_id.encode():
         return None
     result = InferenceResult.decode(record.value)
-    return result if result.tenant == ticket.tenant else None
+    return result if result.tenant == tenant else None

@@ -76,7 +76,7 @@ class Announce(_Command):
     attempt: int | None = Field(default=None, ge=1)
     step: int | None = Field(default=None, ge=0)
     promotion: PromotionRule | None = None
-    """Sets the adapter's rule when it is new; None leaves it (a new adapter starts with auto)."""
+    """The rule of an adapter that has no revision yet (None: auto). Later ones change nothing: a person's roll-back to `manual` holds."""
 
 
 class Promote(_Command):

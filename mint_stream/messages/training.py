@@ -56,6 +56,7 @@ class TrainingJob(Record):
     """None publishes once, at the end."""
     checkpoint_every_steps: int = Field(default=50, ge=1)
     promotion: PromotionRule | None = None
+    """As in an announce: the rule of an adapter that has no revision yet; one that has some keeps its own."""
     submitted_at_ms: EpochMs
 
     @model_validator(mode="after")

@@ -11,7 +11,10 @@ from typer.testing import Result
 from mint_stream import contracts
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.producer import Producer
+from mint_stream.bus.table import LogReader
 from mint_stream.client import Client
+from mint_stream.client.requests import Ticket
+from mint_stream.messages.inference import Cancellation
 from mint_stream.messages.shared import ErrorBody
 from mint_stream.messages.training import TrainingEvent, TrainingJob
 from mint_stream.store import read_uri
@@ -75,6 +78,44 @@ async def test_an_error_answer_is_an_error_line_or_json_and_fails_either_way(com
     assert shown.exit_code == 1 and shown.stderr.startswith("error unknown-adapter: request ")
     as_json = await command("generate", "--prompt", "abc", "--adapter", "unknown", "--json")
     assert as_json.exit_code == 1 and json.loads(as_json.stdout)["error"]["code"] == "unknown-adapter"
+
+
+async def test_a_request_is_sent_now_and_its_result_fetched_later(command: Command, topic_prefix: str):
+    sent = await command("generate", "--prompt", "abc", "--request-id", topic_prefix, "--no-wait")
+    assert (sent.exit_code, sent.stdout) == (0, f"{topic_prefix}\n")
+    assert (await command("result", topic_prefix)).stdout == "cba\n"
+    assert json.loads((await command("result", topic_prefix, "--json")).stdout)["text"] == "cba"
+    other = await command("result", topic_prefix, "--tenant", "somebody-else", "--timeout", 0.5)
+    assert other.exit_code == 1 and other.stderr.startswith("error reply-timeout: ")
+
+
+async def test_a_ticket_is_what_a_request_sent_without_waiting_leaves(command: Command, client: Client):
+    ticket = Ticket.model_validate_json((await command("generate", "--prompt", "xyz", "--no-wait", "--json")).stdout)
+    assert (await client.result(ticket)).text == "zyx"
+
+
+async def test_a_request_is_cancelled_by_its_id(command: Command, fleet: Connection, topic_prefix: str):
+    found: list[Cancellation] = []
+    reader = LogReader(
+        fleet,
+        contracts.INFERENCE_CANCELLATIONS.name(),
+        lambda _partition, records, _next: found.extend(Cancellation.decode(record.value) for record in records),
+        "latest",
+    )
+    await reader.start()
+    assert "cancel requested" in (await command("cancel", topic_prefix, "--tenant", "t", "--reason", "enough")).stdout
+    assert (await command("cancel", topic_prefix, "--reason", "x" * 2000)).stderr.startswith("error invalid-request: reason")
+    await reader.caught_up()
+    await reader.stop()
+    assert [(one.request_id, one.tenant, one.reason) for one in found] == [(topic_prefix, "t", "enough")]
+
+
+async def test_the_events_of_an_adapter_are_watched_from_the_start_or_from_now_on(command: Command, client: Client, topic_prefix: str):
+    await client.announce(topic_prefix, manifest(digest="d" * 64), promotion="manual")
+    shown = await command("adapters", "watch", topic_prefix, "--from-start", "--count", 2, "--json")
+    assert [json.loads(line)["type"] for line in shown.stdout.splitlines()] == ["revision-announced", "alias-moved"]
+    told = (await command("adapters", "watch", topic_prefix, "--from-start", "--count", 1)).stdout
+    assert f"{topic_prefix}  revision-announced" in told and '"number": 1' in told
 
 
 async def test_messages_come_from_a_file_and_a_broken_one_is_named(command: Command, tmp_path):
