@@ -4,6 +4,7 @@ import ast
 import io
 import statistics
 import tokenize
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,31 @@ def test_imports_inside_functions_are_only_in_the_command_line() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
     ]
     assert not inside
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module_name(path) for path in MODULES}
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Our modules that a module names in its imports, those for types and those inside functions among them."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            assert node.level == 0, "imports are absolute"
+            found |= {one if (one := f"{node.module}.{alias.name}") in NAMES else node.module for alias in node.names}
+    return found & NAMES
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    order = TopologicalSorter({module_name(path): imported(tree) - {module_name(path)} for path, tree in TREES.items()})
+    order.prepare()  # raises CycleError, which names the circle
 
 
 def test_settings_are_few_enough_to_know() -> None:
