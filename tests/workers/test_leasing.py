@@ -17,6 +17,7 @@ from mint_stream.metrics import Metrics
 from mint_stream.store import Store
 from mint_stream.workers import leasing as module
 from mint_stream.workers.leasing import Leasing
+from tests.cache.test_loader import GatedSource, entered
 from tests.factories import LINEARS, random_weights
 
 BLOCK_BYTES = AdapterBlock.build(random_weights()).nbytes
@@ -156,6 +157,18 @@ async def test_nothing_is_kept_for_adapters_that_are_not_remembered_any_more(
         previous[f"a{number}"] = one
         await used(leasing, one.model_copy(update={"adapter_id": f"a{number}"}))
     assert len(loader.host.kept) == module.RECENT and "a9" not in loader.host.kept
+
+
+async def test_closing_gives_up_what_is_being_loaded(store: Store) -> None:
+    source = GatedSource(store)
+    source.gate.clear()
+    leasing = Leasing(Loader(source, HostTier(BLOCK_BYTES), DeviceTier(BLOCK_BYTES)), Metrics(), {}.get)
+    waiting = asyncio.create_task(leasing.lease(publish(store, "a")))
+    await entered(source)
+    await leasing.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    source.gate.set()
 
 
 async def test_announcements_at_once_are_one_load_a_revision(leasing: Leasing, loader: Loader, store: Store) -> None:
