@@ -6,12 +6,13 @@ broker listening ─► topics applied ─► base there ─► roles started �
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
 from mint_stream.app.child import Child, ChildCommand, Echo
 from mint_stream.app.environment import environment_of
-from mint_stream.app.probe import answers_ready, free_port, require_free
+from mint_stream.app.probe import answers_ready, free_port, require_free, reserved_port
 from mint_stream.app.provisioned import topics
 from mint_stream.app.restarts import RestartPolicy
 from mint_stream.app.supervisor import ChildChange, Supervisor
@@ -59,6 +60,12 @@ class LocalSystem:
         self._broker: Supervisor | None = None
         self._roles: Supervisor | None = None
         self._ready_ports: dict[str, int] = {}
+        self._held = ExitStack()
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The port of every role's pages."""
+        return dict(self._ready_ports)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -99,6 +106,7 @@ class LocalSystem:
         for part in (self._roles, self._broker):
             if part is not None:
                 await part.stop(grace_s)
+        self._held.close()
 
     def _supervisor(self, commands: list[ChildCommand]) -> Supervisor:
         return Supervisor(commands, self.log_dir, self._report, self._policy, self._echo)
@@ -149,7 +157,8 @@ class LocalSystem:
         for role, count in self._counts.items():
             for number in range(1, count + 1):
                 name = role if number == 1 else f"{role}-{number}"
-                http = self.settings.http.model_copy(update={"host": _HOST, "port": free_port()})
+                holder = self._held.enter_context(reserved_port(_HOST))  # a role restarts, and each time it needs its port again
+                http = self.settings.http.model_copy(update={"host": _HOST, "port": holder.getsockname()[1]})
                 self._ready_ports[name] = http.port
                 own = {"http": http, "worker_id": f"{self.settings.worker_id}-{name}" if self.settings.worker_id else None}
                 commands.append(role_command(name, role, self.settings.model_copy(update=own)))

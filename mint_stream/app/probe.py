@@ -15,6 +15,16 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(listener.getsockname()[1])
 
 
+def reserved_port(host: str) -> socket.socket:
+    """A socket bound to a free port, which nobody else is given while it is open, and which a server of ours can listen on all the same.
+
+    Linux lets two sockets have a port when both are marked for reuse and at most one listens; listening sockets of Python always are."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind((host, 0))
+    return holder
+
+
 def require_free(host: str, port: int, hint: str) -> None:
     """Raises PortTaken, with what to do about it, when somebody listens there."""
     try:

@@ -11,7 +11,7 @@ import pytest
 from mint_stream.app.doctor import examine
 from mint_stream.app.findings import Finding, attempt, found
 from mint_stream.app.machine import examine_machine
-from mint_stream.app.probe import answers_ready, free_port, listens, require_free
+from mint_stream.app.probe import answers_ready, free_port, listens, require_free, reserved_port
 from mint_stream.errors import BaseUnusable, PortTaken
 from mint_stream.settings import Settings
 from tests.factories import tiny_base
@@ -105,6 +105,18 @@ async def test_a_port_listens_while_somebody_holds_it():
             require_free(HOST, port, "set MINT_X")
     assert not await listens(HOST, port)
     require_free(HOST, port, "set MINT_X")
+
+
+def test_a_reserved_port_is_nobody_elses_and_a_server_of_ours_listens_on_it_again_and_again():
+    with reserved_port(HOST) as holder:
+        port = holder.getsockname()[1]
+        for _ in range(3):
+            with socket.create_server((HOST, port)):
+                pass
+        assert port not in {free_port() for _ in range(500)}
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind((HOST, port))
+    require_free(HOST, port, "")
 
 
 def test_a_free_port_can_be_taken():
