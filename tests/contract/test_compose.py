@@ -12,13 +12,16 @@ import pytest
 import yaml
 
 from mint_stream.app.child import Child, ChildCommand
+from mint_stream.app.datasets import upload
 from mint_stream.app.importing import import_adapter
 from mint_stream.app.probe import answers_ready, free_port
 from mint_stream.bus.connection import Connection
 from mint_stream.client import Client
 from mint_stream.messages.inference import Sampling
+from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingJob
+from mint_stream.model.pull import resolve_base
 from mint_stream.settings import Settings
-from tests.factories import peft_files, tiny_base
+from tests.factories import chat_lines, peft_files, tiny_base
 from tests.provisioned import PARTITIONS
 from tests.s3_server import S3Server
 
@@ -80,11 +83,23 @@ async def test_the_services_command_lines_make_a_working_system(connection: Conn
     try:
         for port in ports.values():
             await until_ready(port, running)
-        await an_imported_adapter_answers(here, tmp_path)
+        settings = settings_of(here)
+        await an_imported_adapter_answers(settings, tmp_path)
+        await a_job_becomes_a_revision_in_the_bucket(settings, tmp_path)
     finally:
         for child in children:
             child.terminate()
         assert await asyncio.gather(*running) == [0, 0, 0]
+
+
+@pytest.mark.model
+@pytest.mark.timeout(120)
+async def test_the_base_services_command_line_leaves_the_base_where_the_roles_look_for_it(smollm2_path: Path, tmp_path: Path) -> None:
+    """The home is one where it was pulled before, for a test fetches it once; the roles share it by a volume."""
+    home = smollm2_path.parents[1]
+    assert OURS["base"]["command"][-1] == environment()["MINT_BASE"]
+    await finished("base", {**environment(), "MINT_HOME": str(home)}, tmp_path)
+    assert resolve_base(environment()["MINT_BASE"], home) == smollm2_path
 
 
 def placed(connection: Connection, store: dict[str, str], room: Path) -> dict[str, str]:
@@ -113,11 +128,39 @@ async def until_ready(port: int, running: "list[asyncio.Task[int]]") -> None:
             await asyncio.sleep(0.1)
 
 
-async def an_imported_adapter_answers(environment: dict[str, str], room: Path) -> None:
+def settings_of(environment: dict[str, str]) -> Settings:
+    """What a command in this environment would load."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        settings = Settings.load()
+        return Settings.load()
+
+
+async def a_job_becomes_a_revision_in_the_bucket(settings: Settings, room: Path) -> None:
+    """Its dataset comes from S3, and its checkpoints and revision go there."""
+    lines = room / "lines.jsonl"
+    lines.write_bytes(chat_lines())
+    dataset, name = upload(lines, settings), f"compose-{uuid4().hex[:8]}"
+    job = TrainingJob(
+        job_id=name,
+        adapter_id=name,
+        dataset_uri=dataset,
+        lora=LoraSettings(rank=4),
+        hyperparameters=Hyperparameters(steps=4, batch_size=4, max_length_tokens=256),
+        checkpoint_every_steps=2,
+        submitted_at_ms=1,
+    )
+    async with Client(settings) as client:
+        await client.train(job)
+        last = [event async for event in client.watch(name)][-1]
+        assert (last.state, last.error) == ("succeeded", None)
+        view = await client.adapter(name)
+        answer = await client.generate("hello", name, sampling=Sampling(max_tokens=4), after=view.position)
+    assert dataset.startswith("s3://") and str(view.revisions[-1].uri).startswith("s3://")
+    assert answer.served_by is not None and answer.served_by.revision_digest == view.revisions[-1].digest
+
+
+async def an_imported_adapter_answers(settings: Settings, room: Path) -> None:
     directory = room / "adapter"
     directory.mkdir()
     for file, content in peft_files(room / "base").items():
