@@ -1,24 +1,79 @@
 """What our serving is compared with, on the same workload: transformers, PEFT, the base's linear layers alone, and vLLM's CPU build."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
-from mint_stream.bench.workload import Workload, generated, peft_model, write_peft
-from mint_stream.model.base import ResidentBase
+from mint_stream.bench.workload import Load, Workload, check, generated, peft_model, workload, write_peft
+from mint_stream.model.base import ResidentBase, load_base
 
 CHUNK_ROWS = 512
 """Rows of a prefill pass of the linear layers; the engine's step holds as many."""
 VLLM_SCRIPT = Path(__file__).with_name("vllm_cpu.py")
+
+
+class Peers:
+    """The others, in a process of their own.
+
+    OpenMP waits for its threads in another way, many times slower here, once the threads of all who call it outnumber the cores. So the
+    process that is measured has one such caller, and so has this one.
+    """
+
+    def __init__(self, base: Path, load: Load) -> None:
+        self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (base, load))
+
+    def seconds(self, side: str) -> float:
+        """How long the workload takes `side`, one of PEERS."""
+        return self._process.submit(_seconds, side).result()
+
+    def check(self, ours: Sequence[tuple[int, ...]]) -> None:
+        """As workload.check. Raises WrongResult."""
+        self._process.submit(_check, ours).result()
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.shutdown()
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What the process of the others has loaded."""
+
+    plain: Any
+    work: Workload
+    limit: "LinearLimit"
+
+
+_scene: dict[str, _Scene] = {}
+
+
+def _begin(base: Path, load: Load) -> None:
+    dtype: torch.dtype = getattr(torch, load.dtype)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True).eval()
+    resident = load_base(base, dtype=dtype)
+    work = workload(resident, load)
+    _scene["here"] = _Scene(plain, work, LinearLimit(resident, work))
+
+
+def _seconds(side: str) -> float:
+    return PEERS[side](_scene["here"])
+
+
+def _check(ours: Sequence[tuple[int, ...]]) -> None:
+    check(_scene["here"].plain, _scene["here"].work, ours)
 
 
 def transformers_s(plain: Any, work: Workload) -> float:
@@ -77,6 +132,13 @@ class LinearLimit:
             self._packed[id(layer)] = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed[id(layer)], layer.bias, "none", [], "")
         return y
+
+
+PEERS: Mapping[str, Callable[[_Scene], float]] = {
+    "peft": lambda scene: peft_s(scene.plain, scene.work),
+    "transformers": lambda scene: transformers_s(scene.plain, scene.work),
+    "linear_limit": lambda scene: scene.limit.seconds(),
+}
 
 
 def vllm_rates(python: Path, base: Path, work: Workload, dtype: str, repeats: int) -> dict[str, list[float]]:

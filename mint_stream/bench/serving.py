@@ -5,19 +5,19 @@ Tokens per second are output tokens over wall time, prefill included, the same c
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from mint_stream.adapter import AdapterBlock
 from mint_stream.app.measure import machine, spread, versions
 from mint_stream.bench.decode_profile import decode_profile
-from mint_stream.bench.peers import LinearLimit, peft_s, transformers_s, vllm_rates
-from mint_stream.bench.workload import Workload, WrongResult, check, random_adapter, workload
+from mint_stream.bench.peers import PEERS, Peers, vllm_rates
+from mint_stream.bench.workload import Load, Workload, WrongResult, check, random_adapter, workload
 from mint_stream.engine.batcher import Budgets
 from mint_stream.engine.engine import Engine
 from mint_stream.engine.generation import Completion, Generation
@@ -26,20 +26,9 @@ from mint_stream.model.base import ResidentBase, load_base
 
 __all__ = ["Load", "Workload", "WrongResult", "check", "random_adapter", "run"]
 
+T = TypeVar("T")
+
 MAX_NUM_BATCHED_TOKENS = 512
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is asked of every side."""
-
-    adapters: int = 8
-    requests: int = 32
-    prompt_tokens: int = 64
-    new_tokens: int = 64
-    rank: int = 8
-    dtype: str = "float32"
-    repeats: int = 5
 
 
 def run(base: Path, load: Load, vllm_python: Path | None = None, profile: bool = False) -> dict[str, Any]:
@@ -47,13 +36,10 @@ def run(base: Path, load: Load, vllm_python: Path | None = None, profile: bool =
 
     Raises WrongResult when a request's greedy tokens under an adapter are not those of PEFT with that adapter alone.
     """
-    dtype: torch.dtype = getattr(torch, load.dtype)
-    resident = load_base(base, dtype=dtype)
-    plain = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True).eval()
-    work = workload(resident, load.adapters, load.requests, load.prompt_tokens, load.new_tokens, load.rank)
-    rates = asyncio.run(_measure(resident, plain, work, load.repeats))
+    scene = _in_a_thread_that_ends(lambda: _Scene.of(base, load))
+    rates = asyncio.run(_measure(scene, Peers(base, load), load.repeats))
     if vllm_python is not None:
-        rates |= vllm_rates(vllm_python, base, work, load.dtype, load.repeats)
+        rates |= vllm_rates(vllm_python, base, scene.work, load.dtype, load.repeats)
     medians = {side: spread(values)["median"] for side, values in rates.items()}
     return {
         "workload": {**asdict(load), "threads": torch.get_num_threads()},
@@ -61,28 +47,45 @@ def run(base: Path, load: Load, vllm_python: Path | None = None, profile: bool =
         "ratios": {f"vs_{side}": medians["ours"] / median for side, median in medians.items() if side != "ours"},
         "machine": machine(),
         "versions": versions("torch", "transformers", "peft", "mint-stream"),
-        **({"decode_step": decode_profile(resident, work)} if profile else {}),
+        **({"decode_step": _in_a_thread_that_ends(lambda: decode_profile(scene.resident, scene.work))} if profile else {}),
     }
 
 
-async def _measure(resident: ResidentBase, plain: Any, work: Workload, repeats: int) -> dict[str, list[float]]:
-    blocks = [AdapterBlock.build(weights, resident.adapter_dtype) for weights in work.adapters]
-    limit = LinearLimit(resident, work)
-    engine = _engine(resident, work)
+@dataclass(frozen=True)
+class _Scene:
+    """What our side needs."""
+
+    resident: ResidentBase
+    work: Workload
+    blocks: tuple[AdapterBlock, ...]
+
+    @classmethod
+    def of(cls, base: Path, load: Load) -> "_Scene":
+        resident = load_base(base, dtype=getattr(torch, load.dtype))
+        work = workload(resident, load)
+        return cls(resident, work, tuple(AdapterBlock.build(weights, resident.adapter_dtype) for weights in work.adapters))
+
+
+def _in_a_thread_that_ends(what: Callable[[], T]) -> T:
+    """Its OpenMP threads end with it, so that the engine's are the only ones: see Peers."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(what).result()
+
+
+async def _measure(scene: _Scene, peers: Peers, repeats: int) -> dict[str, list[float]]:
+    engine = _engine(scene.resident, scene.work)
     await engine.start()
-    check(plain, work, (await _timed(engine, work, blocks))[0])
-    others: Mapping[str, Callable[[], float]] = {
-        "peft": lambda: peft_s(plain, work),
-        "transformers": lambda: transformers_s(plain, work),
-        "linear_limit": limit.seconds,
-    }
-    rates: dict[str, list[float]] = {side: [] for side in ("ours", "base_only", *others)}
-    for _ in range(repeats + 1):
-        for side, given in (("ours", blocks), ("base_only", [])):
-            rates[side].append(_rate(work, (await _timed(engine, work, given))[1]))
-        for side, seconds in others.items():
-            rates[side].append(_rate(work, seconds()))
-    await engine.stop()
+    try:
+        peers.check([completion.tokens for completion in (await _timed(engine, scene.work, scene.blocks))[0]])
+        rates: dict[str, list[float]] = {side: [] for side in ("ours", "base_only", *PEERS)}
+        for _ in range(repeats + 1):
+            for side, given in (("ours", scene.blocks), ("base_only", ())):
+                rates[side].append(_rate(scene.work, (await _timed(engine, scene.work, given))[1]))
+            for side in PEERS:
+                rates[side].append(_rate(scene.work, peers.seconds(side)))
+    finally:
+        await engine.stop()
+        peers.stop()
     return {side: values[1:] for side, values in rates.items()}
 
 

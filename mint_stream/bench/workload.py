@@ -12,7 +12,6 @@ import peft
 import torch
 
 from mint_stream.adapter import AdapterLayer, AdapterWeights
-from mint_stream.engine.generation import Completion
 from mint_stream.messages.training import LoraSettings
 from mint_stream.model.base import ResidentBase
 
@@ -22,6 +21,19 @@ CHECKED_TOKENS = 16
 
 class WrongResult(Exception):
     """What was timed computes something else than it should; there is no number to report."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of every side."""
+
+    adapters: int = 8
+    requests: int = 32
+    prompt_tokens: int = 64
+    new_tokens: int = 64
+    rank: int = 8
+    dtype: str = "float32"
+    repeats: int = 5
 
 
 @dataclass(frozen=True)
@@ -42,11 +54,11 @@ class Workload:
         return request % len(self.adapters)
 
 
-def workload(base: ResidentBase, adapters: int, requests: int, prompt_tokens: int, new_tokens: int, rank: int) -> Workload:
+def workload(base: ResidentBase, load: Load) -> Workload:
     """The workload of every serving benchmark; a vocabulary too small for its tokens is used whole."""
     tokens = min(40_000, base.vocabulary_tokens - 100)
-    prompts = tuple(tuple((i * 7919 + j * 31) % tokens + 100 for j in range(prompt_tokens)) for i in range(requests))
-    return Workload(prompts, new_tokens, tuple(random_adapter(base, rank, seed) for seed in range(adapters)))
+    prompts = tuple(tuple((i * 7919 + j * 31) % tokens + 100 for j in range(load.prompt_tokens)) for i in range(load.requests))
+    return Workload(prompts, load.new_tokens, tuple(random_adapter(base, load.rank, seed) for seed in range(load.adapters)))
 
 
 def random_adapter(base: ResidentBase, rank: int, seed: int) -> AdapterWeights:
@@ -88,12 +100,12 @@ def write_peft(weights: AdapterWeights, folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def check(plain: Any, work: Workload, ours: Sequence[Completion]) -> None:
+def check(plain: Any, work: Workload, ours: Sequence[Sequence[int]]) -> None:
     """Greedy tokens of a sample of requests against PEFT with the request's adapter alone. Raises WrongResult."""
     count = min(CHECKED_TOKENS, work.new_tokens)
     for request in range(min(CHECKED_REQUESTS, len(work.prompts))):
         with peft_model(plain, [work.adapters[work.adapter_of(request)]]) as adapted:
             (wanted,) = generated(adapted, torch.tensor([work.prompts[request]]), count)
-        got = list(ours[request].tokens[:count])
-        if got != wanted or len(ours[request].tokens) != work.new_tokens:
+        got = list(ours[request][:count])
+        if got != wanted or len(ours[request]) != work.new_tokens:
             raise WrongResult(f"request {request}: the engine drew {got}, PEFT alone draws {wanted}")

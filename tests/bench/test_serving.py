@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 
 from mint_stream.app.measure import spread
 from mint_stream.bench import serving
-from mint_stream.engine.generation import Completion
 from mint_stream.kernels import Segments, SliceWeights, cpu
 from mint_stream.model.base import load_base
 from tests.factories import tiny_base
@@ -37,7 +36,7 @@ def test_tokens_of_the_bare_base_in_an_adapters_name_are_refused(tmp_path: Path)
     work = serving.Workload(((5, 6, 7),), 16, (adapter,))
     tokens = plain.generate(input_ids=torch.tensor(work.prompts), max_new_tokens=16, min_new_tokens=16, do_sample=False)[0, 3:].tolist()
     with pytest.raises(serving.WrongResult, match="PEFT alone draws"):
-        serving.check(plain, work, [Completion("", tuple(tokens), "length", 0.0, 0.0, 0.0)])
+        serving.check(plain, work, [tokens])
 
 
 def test_a_wrong_kernel_gets_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
