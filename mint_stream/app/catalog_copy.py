@@ -21,28 +21,24 @@ _MARK_S = 60.0
 
 
 @asynccontextmanager
-async def current_catalog(
-    connection: Connection, path: Path, revisions: Topic, mark_s: float = _MARK_S
-) -> AsyncIterator[tuple[Catalog, LogReader]]:
-    """A catalog that holds everything the log held when this was entered, and follows it from then on.
-
-    Every `mark_s` it is noted that the copy is current, so that the next start need not replay."""
+async def current_catalog(connection: Connection, path: Path, revisions: Topic) -> AsyncIterator[tuple[Catalog, LogReader]]:
+    """A catalog that holds everything the log held when this was entered, and follows it from then on."""
     facts = await topic_facts(connection, contracts.ADAPTER_REVISIONS.name())
     with Catalog(path, revisions.partitions) as catalog:
         start = catalog.prepare(facts.topic_id, facts.delete_retention_ms, now_ms())
         reader = LogReader(connection, contracts.ADAPTER_REVISIONS.name(), catalog.apply, start=start)
         await reader.start()
-        marking = asyncio.create_task(_mark(catalog, reader, mark_s))
+        noting = asyncio.create_task(marking(catalog, reader, _MARK_S))
         try:
             await reader.caught_up()
             yield catalog, reader
         finally:
-            marking.cancel()
+            noting.cancel()
             await reader.stop()
 
 
-async def _mark(catalog: Catalog, reader: LogReader, every_s: float) -> None:
-    """Note that the copy is current, again and again; a broker that is away is asked again later."""
+async def marking(catalog: Catalog, reader: LogReader, every_s: float) -> None:
+    """Note again and again that the copy is current, so that the next start need not replay. A broker that is away is asked again later."""
     while True:
         try:
             await reader.caught_up()
