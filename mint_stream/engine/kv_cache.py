@@ -5,21 +5,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
 
 from mint_stream.engine.memory import zeros_when_touched
 from mint_stream.engine.prefixes import Reuse, SlotContents
+from mint_stream.model.pass_cache import PassCache
 from mint_stream.model.passes import Pass
 
 
-class SlottedCache(Cache):  # type: ignore[misc]  # transformers ships no types
+class SlottedCache(PassCache):
     """A layer's keys are [slots, tokens, kv_heads, width] in memory. Stock models call `update`; our attention reads `layer`.
 
     Places without a sequence's own numbers hold zeros or an earlier sequence's finite ones, so that masked reads of them are finite.
     """
 
     def __init__(self, slots: int, slot_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(layers=[])
+        super().__init__()
         self.slots, self.slot_tokens = slots, slot_tokens
         self._dtype, self._device = dtype, device
         self._stored: dict[int, tuple[Tensor, Tensor]] = {}
@@ -100,11 +100,3 @@ class SlottedCache(Cache):  # type: ignore[misc]  # transformers ships no types
             if self._device.type == "cpu"
             else torch.zeros(shape, dtype=self._dtype, device=self._device)
         )
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions are explicit; models ask and need not know."""
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """(length, offset): no mask is built from them."""
-        return query_length, 0

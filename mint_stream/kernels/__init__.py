@@ -7,6 +7,7 @@ either pays nothing and misses nothing. Other devices, and layers that the Trito
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from itertools import compress
 from types import ModuleType
 
 import torch
@@ -52,11 +53,11 @@ def add_lora_slices(x: Tensor, ys: Sequence[Tensor], segments: Segments, weights
 
 def _add_on_device(cuda: ModuleType, x: Tensor, slices: Sequence[tuple[Tensor, SiteWeights]], segments: Segments) -> None:
     """One launch of each kernel for all slices that they can read, torch for the rest."""
-    taken = [(y, site) for y, site in slices if cuda.takes(x, y, site)]
-    if taken:
-        cuda.add_lora_slices(x, taken, segments)
-    for y, site in slices:
-        if not cuda.takes(x, y, site):
+    readable = [cuda.takes(x, y, site) for y, site in slices]
+    if any(readable):
+        cuda.add_lora_slices(x, list(compress(slices, readable)), segments)
+    for (y, site), taken in zip(slices, readable, strict=True):
+        if not taken:
             cpu.add_lora(x, y, segments, site)
 
 

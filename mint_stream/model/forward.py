@@ -5,21 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from mint_stream.errors import BaseUnusable
 from mint_stream.model import attention, experts, parameters, recurrent
 from mint_stream.model.fused import fuse
 from mint_stream.model.latent import LatentCache, chooses, latent_layers, visible
 from mint_stream.model.lora_linear import LoraSites
+from mint_stream.model.pass_cache import PassCache
 from mint_stream.model.passes import KeyValues, Pass
 
 
-class Uncached(Cache):  # type: ignore[misc]  # transformers ships no types
+class Uncached(PassCache):
     """Keeps nothing: for passes made of whole sequences. Present so that stock models build no masks of their own."""
-
-    def __init__(self) -> None:
-        super().__init__(layers=[])
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Give them back."""
@@ -28,14 +25,6 @@ class Uncached(Cache):  # type: ignore[misc]  # transformers ships no types
     def update_indexer(self, keys: Tensor, layer_idx: int) -> Tensor:
         """Give them back."""
         return keys
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions are explicit; models ask and need not know."""
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """(length, offset): no mask is built from them."""
-        return query_length, 0
 
 
 class PackedModel:

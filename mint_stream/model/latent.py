@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from mint_stream.model.attend import Rule, attend, causal_mask
+from mint_stream.model.pass_cache import PassCache
 from mint_stream.model.passes import KeyValues, Pass
 
 
@@ -31,11 +31,11 @@ def chooses(model: nn.Module) -> bool:
     return any(is_latent(module) and getattr(module, "indexer", None) is not None for module in model.modules())
 
 
-class LatentCache(Cache):  # type: ignore[misc]  # transformers ships no types
+class LatentCache(PassCache):
     """The cache as the layers of one pass see it: what they wrote, and of latents all that their sequences have."""
 
     def __init__(self, cache: KeyValues, pass_: Pass, layers: frozenset[int]) -> None:
-        super().__init__(layers=[])
+        super().__init__()
         self._cache, self._pass, self._layers = cache, pass_, layers
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -57,14 +57,6 @@ class LatentCache(Cache):  # type: ignore[misc]  # transformers ships no types
 
     def _gathered(self, stored: Tensor) -> Tensor:
         return torch.cat([stored[span.slot : span.slot + 1, :, : span.length] for span in self._pass.spans], dim=2)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions are explicit; models ask and need not know."""
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """(length, offset): no mask is built from them."""
-        return query_length, 0
 
 
 def visible(pass_: Pass, device: torch.device) -> Tensor:
