@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 from mint_stream import contracts
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.local_kafka import LocalKafka
-from mint_stream.bus.table import LogReader
+from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.messages.inference import InferenceResult
 from tests.provisioned import PARTITIONS
 from tests.serving_desk import Desk
@@ -25,25 +25,26 @@ ALL = 2 * PARTITIONS
 
 
 async def answers(connection: Connection, asked: Collection[str]) -> dict[str, list[InferenceResult]]:
-    """Every terminal record of these requests in the log, by request, once each of them has one."""
+    """Every terminal record of these requests in the log, by request, once each of them has one. The topic holds other tests' records too."""
     found: dict[str, list[InferenceResult]] = {request_id: [] for request_id in asked}
-    missing, complete = set(asked), asyncio.Event()
+    complete = asyncio.Event()
 
-    def take(_partition: int, records: object, _next: int) -> None:
-        for result in (InferenceResult.decode(record.value) for record in records):
-            if result.request_id in found:
-                found[result.request_id].append(result)
-                missing.discard(result.request_id)
-        if not missing:
+    def take(_partition: int, records: Sequence[LogRecord], _next: int) -> None:
+        for record in records:
+            if (request_id := (record.key or b"").decode()) in found:
+                found[request_id].append(InferenceResult.decode(record.value))
+        if all(found.values()):
             complete.set()
 
     reader = LogReader(connection, contracts.INFERENCE_RESULTS.name(), take)
     await reader.start()
+    ends = [asyncio.create_task(complete.wait()), asyncio.create_task(reader.run_until_failed())]
     try:
-        await complete.wait()
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         await reader.caught_up()
     finally:
         await reader.stop()
+        await asyncio.gather(*ends)
     return found
 
 
