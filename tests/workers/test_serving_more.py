@@ -25,7 +25,7 @@ ALL = 2 * PARTITIONS
 
 
 async def answers(connection: Connection, asked: Collection[str]) -> dict[str, list[InferenceResult]]:
-    """Every terminal record of these requests in the log, by request, once each of them has one. The topic holds other tests' records too."""
+    """Every terminal record of these requests in the log, by request, once each has one. Other tests' records lie there too."""
     found: dict[str, list[InferenceResult]] = {request_id: [] for request_id in asked}
     complete = asyncio.Event()
 
