@@ -8,7 +8,19 @@ claim, promote, roll_back, ...     the other commands; each has a command_id of 
 import itertools
 from typing import Any
 
-from mint_stream.messages.adapters import Announce, Claim, FileEntry, Manifest, Promote, Quarantine, Retire, RollBack, SetRule
+from mint_stream.messages.adapters import (
+    Announce,
+    Canary,
+    Claim,
+    FileEntry,
+    Manifest,
+    Promote,
+    Quarantine,
+    Retire,
+    RollBack,
+    SetCanary,
+    SetRule,
+)
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.shared import TargetShape
 
@@ -79,3 +91,9 @@ def retire(adapter_id: str, number: int, **fields: Any) -> Retire:
 
 def set_rule(adapter_id: str, rule: str, **fields: Any) -> SetRule:
     return SetRule(**_stamp(adapter_id, {"rule": rule, **fields}))
+
+
+def set_canary(adapter_id: str, number: int | None, share_basis_points: int = 500, **fields: Any) -> SetCanary:
+    """Number None: the end of the canary."""
+    canary = Canary(number=number, share_basis_points=share_basis_points) if number is not None else None
+    return SetCanary(**_stamp(adapter_id, {"canary": canary, **fields}))

@@ -276,11 +276,10 @@ class Desk:
         self.write(revision)
         return revision
 
-    def write(self, revision: Revision) -> None:
-        """Put a revision and a head with it as production into the catalog."""
-        head = Head(
-            adapter_id=revision.adapter_id, pool=self.pool, next_number=revision.number + 1, aliases={"production": revision.number}
-        )
+    def write(self, revision: Revision, **head_fields: Any) -> None:
+        """Put a revision and a head, which has it as production unless `head_fields` say otherwise, into the catalog."""
+        fields = {"next_number": revision.number + 1, "aliases": {"production": revision.number}, **head_fields}
+        head = Head(adapter_id=revision.adapter_id, pool=self.pool, **fields)
         partition = murmur2_partition(revision.adapter_id.encode(), PARTITIONS)
         start, self.offset = self.offset, self.offset + 2
         rows = [

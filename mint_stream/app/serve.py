@@ -32,7 +32,7 @@ from mint_stream.workers.clock import now_ms
 from mint_stream.workers.completing import Completer, Identity
 from mint_stream.workers.interruptions import Interruptions
 from mint_stream.workers.lanes import Consequences, Lanes
-from mint_stream.workers.leasing import Leasing, previous_in
+from mint_stream.workers.leasing import Leasing, previous_in, revision_to_come
 from mint_stream.workers.pools import found_pool
 from mint_stream.workers.prompts import Prompts
 from mint_stream.workers.quarantine import QuarantineReports
@@ -135,15 +135,16 @@ class ServeRole:
         return cancellation_reader
 
     def _follow(self, catalog: Catalog, leasing: Leasing) -> Leasing:
-        """Load new revisions of adapters in use as the catalog announces them."""
+        """Load new revisions and canaries of adapters in use as the catalog tells of them."""
         running: set[asyncio.Task[None]] = set()
 
         def changed(change: Change) -> None:
             self._metrics.catalog_applied_total.inc()
             if change.alias == PREVIOUS:
                 leasing.keep(change.adapter_id, previous_in(catalog)(change.adapter_id))
-            if change.kind == "announced" and change.revision is not None:
-                task = asyncio.create_task(leasing.announced(change.revision))
+            coming = revision_to_come(catalog, change)
+            if coming is not None:
+                task = asyncio.create_task(leasing.announced(coming))
                 running.add(task)
                 task.add_done_callback(running.discard)
 

@@ -9,12 +9,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
+from mint_stream.catalog.aliases import PRODUCTION
 from mint_stream.catalog.barrier import Barrier
+from mint_stream.catalog.canary import Chosen, falls_to
 from mint_stream.catalog.changes import Change
 from mint_stream.catalog.fold import LogRecord, decode_row, fold
 from mint_stream.catalog.reference import Reference, servable
 from mint_stream.catalog.rows import Row, Rows
 from mint_stream.messages.adapters import Head, Revision, head_key, revision_key
+from mint_stream.messages.inference import RequestName
 from mint_stream.messages.shared import CatalogPosition
 
 R = TypeVar("R", Head, Revision)
@@ -102,6 +105,16 @@ class Catalog:
         head = wanted.known(self.head(wanted.adapter_id))
         number = wanted.number_in(head)
         return servable(head, number, self.revision(wanted.adapter_id, number))
+
+    def choose(self, reference: str, request: RequestName) -> Chosen:
+        """As `resolve`, and a request for production may fall to the adapter's canary. Raises what `resolve` raises."""
+        wanted = Reference.parse(reference)
+        head = wanted.known(self.head(wanted.adapter_id))
+        if wanted.alias == PRODUCTION and head.canary is not None and falls_to(head.canary, request):
+            candidate = self.revision(wanted.adapter_id, head.canary.number)
+            if candidate is not None and candidate.state == "announced":
+                return Chosen(candidate, canary=True)
+        return Chosen(self.resolve(reference), canary=False)
 
     def head(self, adapter_id: str) -> Head | None:
         """The adapter's head."""

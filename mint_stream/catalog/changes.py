@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from mint_stream.messages.adapters import Head, Revision
+from mint_stream.messages.adapters import Canary, Head, Revision
 from mint_stream.messages.shared import CatalogPosition
 
 
@@ -14,9 +14,10 @@ class Change:
 
     announced, quarantined, retired: `number` and its `revision` as it now is.
     alias-moved: `alias` points at `number` (None: the alias is gone) and pointed at `previous_number` before.
+    canary-set: `number` answers a share of production's requests (None: nothing does any more).
     deleted: the adapter's head is gone."""
 
-    kind: Literal["announced", "alias-moved", "quarantined", "retired", "deleted"]
+    kind: Literal["announced", "alias-moved", "canary-set", "quarantined", "retired", "deleted"]
     adapter_id: str
     position: CatalogPosition
     number: int | None = None
@@ -32,8 +33,15 @@ def revision_changes(old: Revision | None, new: Revision, position: CatalogPosit
 
 
 def head_changes(old: Head | None, new: Head, position: CatalogPosition) -> Iterator[Change]:
-    """One change for each alias that points elsewhere, production first."""
+    """One change for each alias that points elsewhere, production first; then one for a canary that began, changed its share or ended."""
     before = old.aliases if old is not None else {}
     for alias in sorted({*before, *new.aliases}, key=lambda name: (name != "production", name)):
         if before.get(alias) != new.aliases.get(alias):
             yield Change("alias-moved", new.adapter_id, position, new.aliases.get(alias), before.get(alias), alias)
+    canary = old.canary if old is not None else None
+    if canary != new.canary:
+        yield Change("canary-set", new.adapter_id, position, _number(new.canary), _number(canary))
+
+
+def _number(canary: Canary | None) -> int | None:
+    return canary.number if canary is not None else None

@@ -1,6 +1,6 @@
 """The registrar's rules, pure: the state of an adapter and a command give what is written, or why not.
 
-Laws: numbers are dense and never reused; production never points at a retired or quarantined revision; a command repeated while it is
+Laws: numbers are dense and never reused; neither an alias nor a canary is a retired or quarantined revision; a command repeated while it is
 remembered changes nothing; an attempt once passed stays passed; a rejected command changes nothing, so it is not remembered either.
 """
 
@@ -8,11 +8,13 @@ from typing import NoReturn
 
 from mint_stream.catalog import aliases
 from mint_stream.catalog.announcing import announce
+from mint_stream.catalog.canary import settled
 from mint_stream.catalog.case import Case, Refusal, Repetition
 from mint_stream.catalog.state import AdapterState, Decision
 from mint_stream.messages.adapters import (
     AdapterCommand,
     Announce,
+    CanarySet,
     Claim,
     ClaimGranted,
     CommandRejectedEvent,
@@ -27,6 +29,7 @@ from mint_stream.messages.adapters import (
     RevisionRetired,
     RollBack,
     RuleSet,
+    SetCanary,
     SetRule,
 )
 from mint_stream.messages.fleet import PoolBase
@@ -46,27 +49,33 @@ def decide(
     case = Case(state, command, now_ms)
     try:
         case.check_repetition()
-        match command:
-            case Claim():
-                return _claim(case, command)
-            case Announce():
-                return announce(case, command, base, max_announce_age_ms)
-            case Promote():
-                return _promote(case, command)
-            case RollBack():
-                return _roll_back(case, command)
-            case Quarantine():
-                return _quarantine(case, command)
-            case Retire():
-                return _retire(case, command)
-            case SetRule():
-                return _set_rule(case, command)
+        return settled(case, _decided(case, base, max_announce_age_ms))
     except Repetition as known:
         return Decision((CommandRepeated(**case.stamp, number=known.number, attempt=known.attempt),))
     except Refusal as refusal:
         attempt = state.head.attempt if state.head is not None else 0
         current = attempt if isinstance(command, Claim | Announce) else None
         return Decision((CommandRejectedEvent(**case.stamp, command=command.type, reason=str(refusal), current_attempt=current),))
+
+
+def _decided(case: Case, base: PoolBase | None, max_announce_age_ms: int) -> Decision:
+    match case.command:
+        case Claim() as command:
+            return _claim(case, command)
+        case Announce() as command:
+            return announce(case, command, base, max_announce_age_ms)
+        case Promote() as command:
+            return _promote(case, command)
+        case RollBack() as command:
+            return _roll_back(case, command)
+        case Quarantine() as command:
+            return _quarantine(case, command)
+        case Retire() as command:
+            return _retire(case, command)
+        case SetRule() as command:
+            return _set_rule(case, command)
+        case SetCanary() as command:
+            return _set_canary(case, command)
 
 
 def _claim(case: Case, command: Claim) -> Decision:
@@ -143,6 +152,21 @@ def _set_rule(case: Case, command: SetRule) -> Decision:
     return Decision((RuleSet(**case.stamp, rule=command.rule),), head=case.remembering(head).model_copy(update={"rule": command.rule}))
 
 
+def _set_canary(case: Case, command: SetCanary) -> Decision:
+    head, canary = case.existing_head(), command.canary
+    _check_position(case, command.expected_position)
+    if canary is not None:
+        _servable(case, canary.number)
+        production = head.aliases.get(aliases.PRODUCTION)
+        if production is None:
+            raise Refusal(f"adapter {command.adapter_id} has no production revision to take a share from: promote one first")
+        if production == canary.number:
+            raise Refusal(f"revision {canary.number} is production itself: a canary is another revision")
+    event = CanarySet(**case.stamp, canary=canary, previous=head.canary)
+    number = canary.number if canary is not None else None
+    return Decision((event,), head=case.remembering(head, number=number).model_copy(update={"canary": canary}))
+
+
 def _stub(revision: Revision) -> Revision:
     kept = {"adapter_id", "number", "digest", "pool", "job_id", "step", "announced_at_ms"}
     return Revision(state="retired", **revision.model_dump(include=kept))
@@ -151,7 +175,7 @@ def _stub(revision: Revision) -> Revision:
 def _servable(case: Case, number: int) -> None:
     revision = case.existing_revision(number)
     if revision.state != "announced":
-        raise Refusal(f"revision {number} is {revision.state}: only an announced one can be promoted")
+        raise Refusal(f"revision {number} is {revision.state}: only an announced one can be promoted or be a canary")
 
 
 def _check_position(case: Case, expected: CatalogPosition | None) -> None:

@@ -20,11 +20,13 @@ from mint_stream.messages.adapters import (
     AdapterCommand,
     AdapterEvent,
     Announce,
+    Canary,
     Manifest,
     Promote,
     PromotionRule,
     Retire,
     RollBack,
+    SetCanary,
     SetRule,
 )
 from mint_stream.messages.fleet import PoolBase
@@ -225,6 +227,18 @@ class Client:
     ) -> AdapterEvent:
         """Choose what an announce does to production."""
         return await self._command(SetRule, adapter_id, command_id, timeout_s, rule=rule)
+
+    async def set_canary(
+        self,
+        adapter_id: str,
+        canary: Canary | None,
+        *,
+        expected_position: CatalogPosition | None = None,
+        command_id: str | None = None,
+        timeout_s: float = ANSWER_S,
+    ) -> AdapterEvent:
+        """Answer a share of the requests for production by another revision; None ends that."""
+        return await self._command(SetCanary, adapter_id, command_id, timeout_s, canary=canary, expected_position=expected_position)
 
     async def _command(
         self, kind: type[AdapterCommand], adapter_id: str, command_id: str | None, timeout_s: float, **fields: Any

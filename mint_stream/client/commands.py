@@ -19,6 +19,7 @@ ANSWERED_BY = {
     "quarantine": "revision-quarantined",
     "retire": "revision-retired",
     "set-rule": "rule-set",
+    "set-canary": "canary-set",
 }
 """Command type to the type of the event that says it was carried out. One command may cause further events."""
 

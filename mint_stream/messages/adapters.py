@@ -118,7 +118,23 @@ class SetRule(_Command):
     rule: PromotionRule
 
 
-AdapterCommand = Claim | Announce | Promote | RollBack | Quarantine | Retire | SetRule
+class Canary(Record):
+    """A revision that a share of the requests for production is answered by."""
+
+    number: RevisionNumber
+    share_basis_points: int = Field(ge=1, le=10_000)
+    """In 1/10,000 of the requests: 500 is 5 %. Which ones is a matter of their names, see `catalog.canary`."""
+
+
+class SetCanary(_Command):
+    """Answer a share of the requests for production by another revision, or with None by production alone again."""
+
+    type: Literal["set-canary"] = "set-canary"
+    canary: Canary | None = None
+    expected_position: CatalogPosition | None = None
+
+
+AdapterCommand = Claim | Announce | Promote | RollBack | Quarantine | Retire | SetRule | SetCanary
 _COMMANDS: TypeAdapter[AdapterCommand] = TypeAdapter(Annotated[AdapterCommand, Field(discriminator="type")])
 
 
@@ -176,6 +192,8 @@ class Head(Record):
     next_number: RevisionNumber = 1
     aliases: dict[Name, RevisionNumber] = {}
     rule: PromotionRule = "auto"
+    canary: Canary | None = None
+    """Always another revision than production's, and an announced one."""
     attempt: int = Field(default=0, ge=0)
     """The highest attempt ever granted."""
     claim: CurrentClaim | None = None
@@ -241,6 +259,14 @@ class RuleSet(_Event):
     rule: PromotionRule
 
 
+class CanarySet(_Event):
+    """The share of production's requests that another revision answers changed. `canary` None: it ended."""
+
+    type: Literal["canary-set"] = "canary-set"
+    canary: Canary | None = None
+    previous: Canary | None = None
+
+
 class CommandRepeated(_Event):
     """A command_id (or a job's step) was seen before: `number` and `attempt` are its outcome of then, the position is the head's of now."""
 
@@ -260,7 +286,15 @@ class CommandRejectedEvent(_Event):
 
 
 AdapterEvent = (
-    ClaimGranted | RevisionAnnounced | AliasMoved | RevisionQuarantined | RevisionRetired | RuleSet | CommandRepeated | CommandRejectedEvent
+    ClaimGranted
+    | RevisionAnnounced
+    | AliasMoved
+    | RevisionQuarantined
+    | RevisionRetired
+    | RuleSet
+    | CanarySet
+    | CommandRepeated
+    | CommandRejectedEvent
 )
 _EVENTS: TypeAdapter[AdapterEvent] = TypeAdapter(Annotated[AdapterEvent, Field(discriminator="type")])
 

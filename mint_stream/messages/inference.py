@@ -128,6 +128,8 @@ class ServedBy(Record):
     adapter_id: Name | None = None
     """None: the bare base."""
     number: int | None = None
+    canary: bool = False
+    """Whether the request asked for production and was answered by its canary."""
     revision_digest: Digest | None = None
     base_digest: Digest
     worker_id: Id

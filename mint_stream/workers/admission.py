@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from mint_stream.catalog import Catalog
+from mint_stream.catalog import Catalog, Chosen
 from mint_stream.errors import BaseMismatch, DeadlineExceeded, InvalidRequest, MintError, PositionNotReached, PromptTooLong
 from mint_stream.messages.adapters import Revision
 from mint_stream.messages.fleet import PoolBase
@@ -35,10 +35,11 @@ class AdmissionLimits:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A request that may be served: the revision it will be served by (None: the bare base) and its prompt."""
+    """A request that may be served: the revision it will be served by (None: the bare base), as what, and its prompt."""
 
     revision: Revision | None
     prompt_tokens: tuple[int, ...]
+    canary: bool = False
 
 
 class Admission:
@@ -65,10 +66,10 @@ class Admission:
         if time.monotonic() >= deadline_s:
             raise DeadlineExceeded(f"request {request.request_id} was past its deadline when it arrived")
         await self._await_position(request, deadline_s)
-        revision = self._resolve(request.adapter)
+        chosen = self._chosen(request)
         tokens = await asyncio.to_thread(self._prompts.encode, request)
         self._check_length(tokens, request.sampling.max_tokens)
-        return Admitted(revision, tokens)
+        return Admitted(chosen.revision, tokens, chosen.canary) if chosen is not None else Admitted(None, tokens)
 
     async def _await_position(self, request: InferenceRequest, deadline_s: float) -> None:
         position = request.min_catalog_position
@@ -78,16 +79,17 @@ class Admission:
             raise InvalidRequest(f"catalog position {position.partition}:{position.offset} names a partition that does not exist")
         await within(self._catalog.reached(position), deadline_s, PositionNotReached(_not_reached(request, position)))
 
-    def _resolve(self, adapter: str | None) -> Revision | None:
-        if adapter is None:
+    def _chosen(self, request: InferenceRequest) -> Chosen | None:
+        if request.adapter is None:
             return None
-        revision = self._catalog.resolve(adapter)
+        chosen = self._catalog.choose(request.adapter, request.name)
+        revision = chosen.revision
         if revision.base_digest != self._base.base_digest:
             raise BaseMismatch(
                 f"{revision.adapter_id}@{revision.number} was trained for base {str(revision.base_digest)[:12]} of pool {revision.pool}; "
                 f"pool {self._base.pool} runs {self._base.base_digest[:12]}: send the request to pool {revision.pool}"
             )
-        return revision
+        return chosen
 
     def _check_length(self, tokens: tuple[int, ...], max_tokens: int) -> None:
         largest = max(tokens, default=0)

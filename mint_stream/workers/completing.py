@@ -166,6 +166,7 @@ class Completer:
             served_by=ServedBy(
                 adapter_id=revision.adapter_id if revision else None,
                 number=revision.number if revision else None,
+                canary=admitted.canary,
                 revision_digest=revision.digest if revision else None,
                 base_digest=self._identity.base_digest,
                 worker_id=self._identity.worker_id,

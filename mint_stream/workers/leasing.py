@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from mint_stream.cache.device import Lease
 from mint_stream.cache.loader import Loader
-from mint_stream.catalog import Catalog
+from mint_stream.catalog import Catalog, Change
 from mint_stream.catalog.aliases import PREVIOUS
 from mint_stream.errors import MintError, Reject
 from mint_stream.messages.adapters import Revision
@@ -36,6 +36,15 @@ def previous_in(catalog: Catalog) -> Previous:
             return None
 
     return previous
+
+
+def revision_to_come(catalog: Catalog, change: Change) -> Revision | None:
+    """The revision that requests are about to name because of this change: one announced, or made a canary."""
+    if change.kind == "announced":
+        return change.revision
+    if change.kind == "canary-set" and change.number is not None:
+        return catalog.revision(change.adapter_id, change.number)
+    return None
 
 
 class Leasing:

@@ -145,6 +145,28 @@ async def test_adapters_are_listed_shown_promoted_rolled_back_and_retired(comman
     assert next(row for row in rows if topic_prefix in row).split() == [topic_prefix, POOL, "1", "2", "auto"]
 
 
+async def test_a_canary_is_set_shown_and_taken_off(command: Command, client: Client, topic_prefix: str):
+    for digest in "ef":
+        await client.announce(topic_prefix, manifest(digest=digest * 64), promotion="manual")
+    await command("adapters", "promote", topic_prefix, 1)
+    began = json.loads((await command("adapters", "canary", topic_prefix, "--revision", 2, "--share", "0.25%", "--json")).stdout)
+    assert (began["type"], began["canary"]) == ("canary-set", {"number": 2, "share_basis_points": 25})
+    assert "canary: 2 at 0.25 %" in (await command("adapters", "show", topic_prefix)).stdout
+    assert "canary" not in json.loads((await command("adapters", "canary", topic_prefix, "--off", "--json")).stdout)
+    assert "canary" not in (await command("adapters", "show", topic_prefix)).stdout
+
+
+@pytest.mark.parametrize("share", ["0.05", "5 %%", "0%", "0.001%", "101%", "nan%", "five%"])
+async def test_what_is_no_share_is_refused(command: Command, share: str):
+    refused = await command("adapters", "canary", "a", "--revision", 2, "--share", share)
+    assert refused.exit_code == 2 and "percentage" in refused.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--revision", 2, "--off")])
+async def test_a_canary_is_either_a_revision_or_off(command: Command, options: tuple[object, ...]):
+    assert (await command("adapters", "canary", "a", *options)).exit_code == 2
+
+
 async def test_a_refused_command_is_one_line_with_the_reason(command: Command, topic_prefix: str):
     refused = await command("adapters", "promote", topic_prefix, 1)
     assert refused.exit_code == 1 and refused.stderr.startswith("error command-rejected: promote of adapter")

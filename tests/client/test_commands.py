@@ -10,6 +10,7 @@ from mint_stream.bus.connection import Connection
 from mint_stream.bus.producer import Producer
 from mint_stream.client import Client
 from mint_stream.errors import CommandRejected, InvalidRequest, ReplyTimeout
+from mint_stream.messages.adapters import Canary
 from tests.adapter_commands import BASE, manifest, target
 from tests.registrar_ground import Ground
 
@@ -79,6 +80,20 @@ class TestWithARegistrar:
         retired = await client.retire(unique, 2)
         assert (retired.type, retired.number) == ("revision-retired", 2)
         assert [revision.state for revision in (await client.adapter(unique)).revisions] == ["announced", "retired"]
+
+    async def test_a_canary_begins_and_ends(self, client: Client, unique: str):
+        for digest in "ef":
+            await client.announce(unique, manifest(digest=digest * 64), promotion="manual")
+        await client.promote(unique, 1)
+        canary = Canary(number=2, share_basis_points=500)
+        seen = (await client.adapter(unique)).position
+        began = await client.set_canary(unique, canary, expected_position=seen)
+        assert (began.type, began.canary) == ("canary-set", canary)
+        with pytest.raises(CommandRejected, match="look again"):
+            await client.set_canary(unique, None, expected_position=seen)
+        assert (await client.adapter(unique)).head.canary == canary
+        ended = await client.set_canary(unique, None)
+        assert (ended.canary, ended.previous) == (None, canary)
 
     async def test_many_commands_at_once_each_get_their_own_answer(self, client: Client, unique: str):
         names = [f"{unique}-{n}" for n in range(20)]

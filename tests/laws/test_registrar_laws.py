@@ -11,7 +11,7 @@ from mint_stream.catalog.decide import decide
 from mint_stream.catalog.state import AdapterState, Decision
 from mint_stream.messages.adapters import AdapterCommand, head_key, revision_key
 from mint_stream.messages.shared import CatalogPosition
-from tests.adapter_commands import BASE, NOW_MS, announce, claim, promote, quarantine, retire, roll_back, set_rule
+from tests.adapter_commands import BASE, NOW_MS, announce, claim, promote, quarantine, retire, roll_back, set_canary, set_rule
 
 ADAPTER = "a"
 NUMBERS = st.integers(1, 6)
@@ -121,6 +121,13 @@ class Registrar(RuleBasedStateMachine):
     def set_rule(self, chosen: str) -> None:
         self.give(set_rule(ADAPTER, chosen))
 
+    @rule(number=st.none() | NUMBERS)
+    def set_canary(self, number: int | None) -> None:
+        production = self.aliases().get("production")
+        if self.give(set_canary(ADAPTER, number)).head is not None and number is not None:
+            assert production not in (None, number)
+            assert self.catalog.head(ADAPTER).canary.number == number
+
     @rule(choice=st.randoms(use_true_random=False))
     def repeat(self, choice: Any) -> None:
         if not self.done:
@@ -153,6 +160,13 @@ class Registrar(RuleBasedStateMachine):
         if hasattr(self, "catalog"):
             for alias in self.aliases():
                 assert self.catalog.resolve(f"{ADAPTER}@{alias}").state == "announced"
+
+    @invariant()
+    def a_canary_is_served_and_is_not_production(self) -> None:
+        head = self.catalog.head(ADAPTER) if hasattr(self, "catalog") else None
+        if head is not None and head.canary is not None:
+            assert self.catalog.revision(ADAPTER, head.canary.number).state == "announced"
+            assert head.aliases["production"] != head.canary.number
 
 
 Registrar.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

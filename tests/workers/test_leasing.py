@@ -11,12 +11,14 @@ from mint_stream.cache.device import DeviceTier
 from mint_stream.cache.host import HostTier
 from mint_stream.cache.loader import Backoff, Loader
 from mint_stream.cache.source import AdapterSource
+from mint_stream.catalog import Catalog, Change, Entry
 from mint_stream.errors import CorruptObject
-from mint_stream.messages.adapters import Revision
+from mint_stream.messages.adapters import Revision, revision_key
+from mint_stream.messages.shared import CatalogPosition
 from mint_stream.metrics import Metrics
 from mint_stream.store import Store
 from mint_stream.workers import leasing as module
-from mint_stream.workers.leasing import Leasing
+from mint_stream.workers.leasing import Leasing, revision_to_come
 from tests.cache.test_loader import GatedSource, entered
 from tests.factories import LINEARS, random_weights
 
@@ -109,6 +111,18 @@ async def test_the_adapters_asked_for_last_are_the_ones_remembered(leasing: Leas
     assert loader.loads_total == before
     await leasing.announced(publish(store, "oldest", 2))
     assert loader.loads_total == before + 1
+
+
+def test_what_is_announced_or_becomes_a_canary_is_what_is_fetched_ahead(store: Store) -> None:
+    revision = publish(store, "a", 2)
+    here = CatalogPosition(partition=0, offset=7)
+    with Catalog(None, 1) as catalog:
+        catalog.apply(0, [Entry(revision_key("a", 2), revision.encode(), 0)], 1)
+        announced = Change("announced", "a", here, 2, revision=revision)
+        begun, ended = Change("canary-set", "a", here, 2), Change("canary-set", "a", here, None, 2)
+        moved = Change("alias-moved", "a", here, 2, None, "production")
+        coming = [revision_to_come(catalog, change) for change in (announced, begun, ended, moved)]
+    assert coming == [revision, revision, None, None]
 
 
 async def test_an_adapter_whose_load_fails_counts_as_asked_for(leasing: Leasing, loader: Loader, store: Store) -> None:

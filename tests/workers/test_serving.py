@@ -15,6 +15,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from mint_stream import contracts
 from mint_stream.adapter import AdapterLayer, AdapterWeights
 from mint_stream.bus.connection import Connection
+from mint_stream.catalog.canary import falls_to
+from mint_stream.messages.adapters import Canary
 from mint_stream.messages.inference import InferenceRequest, InferenceResult, ReplyTo
 from mint_stream.messages.shared import CatalogPosition
 from tests.factories import random_weights
@@ -140,6 +142,21 @@ async def test_an_adapter_answers_with_its_number_and_digest(desk: Desk) -> None
     assert result.served_by is not None
     assert (result.served_by.adapter_id, result.served_by.number) == ("a", 1)
     assert result.served_by.revision_digest == revision.digest
+
+
+async def test_a_canarys_share_is_answered_by_it_and_says_so(desk: Desk) -> None:
+    first = desk.publish("a", random_weights())
+    second = desk.publish("a", random_weights(seed=2)).model_copy(update={"number": 2})
+    canary = Canary(number=2, share_basis_points=5000)
+    desk.write(first)
+    desk.write(second, aliases={"production": 1}, canary=canary)
+    asked = [await desk.ask("x", adapter="a", request_id=f"canary-{uuid4().hex}") for _ in range(20)]
+    pinned = await desk.result(await desk.ask("x", adapter="a@2"))
+    served = {request_id: (await desk.result(request_id)).served_by for request_id in asked}
+    of_canary, of_production = (2, True, second.digest), (1, False, first.digest)
+    expected = {request_id: of_canary if falls_to(canary, ("default", request_id)) else of_production for request_id in asked}
+    assert {name: by and (by.number, by.canary, by.revision_digest) for name, by in served.items()} == expected
+    assert pinned.served_by is not None and (pinned.served_by.number, pinned.served_by.canary) == (2, False)
 
 
 async def test_a_prompt_longer_than_the_context_is_refused(desk: Desk) -> None:
