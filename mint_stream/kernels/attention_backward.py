@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mint_stream.kernels.attention_plan import EVERYTHING, WIDEST, PagedSpans, power
 from mint_stream.kernels.paged_attention import paged_attention
-from mint_stream.kernels.tables import placed
+from mint_stream.kernels.placing import placed
 from mint_stream.kernels.tiles import ALIGNMENT_BYTES, DTYPES
 
 SIZES = ["scaling", "softcap", "window"]

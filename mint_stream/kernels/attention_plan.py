@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mint_stream.kernels.tables import placed
+from mint_stream.kernels.placing import placed
 from mint_stream.kernels.worklist import bucket
 
 LOW, TALL = 16, 64

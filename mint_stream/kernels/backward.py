@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mint_stream.kernels import cpu
+from mint_stream.kernels.paths import by_triton, triton_module
 from mint_stream.kernels.segments import Segments, SiteWeights
 
 
@@ -15,15 +16,22 @@ class _Lora(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.mark_dirty(y)
         ctx.segments, ctx.weights = segments, weights
-        cpu.train_lora(x, y, segments, weights)
+        _path(x, y, weights).train_lora(x, y, segments, weights)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor, None, None]:
         (x,), (grad_y,) = ctx.saved_tensors, grads
+        rows = grad_y.contiguous()
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
-        cpu.lora_backward(x, grad_y, ctx.segments, ctx.weights, grad_x)
+        _path(x, rows, ctx.weights).lora_backward(x, rows, ctx.segments, ctx.weights, grad_x)
         return None, grad_x, grad_y, None, None
+
+
+def _path(x: Tensor, y: Tensor, weights: SiteWeights) -> Any:
+    """The module that trains this layer: layers that the Triton kernels cannot read go through torch."""
+    training = triton_module("training_cuda") if by_triton(x) else None
+    return training if training is not None and training.takes(x, y, weights) else cpu
 
 
 def lora_with_gradients(x: Tensor, y: Tensor, segments: Segments, weights: SiteWeights, anchor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def takes(x: Tensor, y: Tensor, weights: SiteWeights, experts: int = 1) -> bool:
     """Whether these kernels can read the layer: x and weights contiguous, y's rows too, 16-byte aligned, of one dtype, ranks up to 128.
 
     With `experts`, A and Bt hold an adapter's weights for that many experts, one after the other. An AdapterBlock on the base's device
-    and dtype always can be read; training's transposed masters go through torch.
+    and dtype always can be read; training's transposed masters are copied first (training_cuda).
     """
     used = [lora for lora in weights.at if lora is not None]
     whole = all(t.is_contiguous() and _readable(t, x) for lora in used for t in (lora.A, lora.Bt))
@@ -39,10 +39,15 @@ def add_lora(x: Tensor, y: Tensor, segments: Segments, weights: SiteWeights, bat
 
 def add_lora_slices(x: Tensor, slices: Sequence[tuple[Tensor, SiteWeights]], segments: Segments, batch_invariant: bool = False) -> None:
     """As reference.add_lora_slices, in one shrink and (up to four slices) one expand for all that share x. Bits as add_lora's."""
+    added(x, slices, segments, ROWS[0] if batch_invariant else None)
+
+
+def added(x: Tensor, slices: Sequence[tuple[Tensor, SiteWeights]], segments: Segments, fixed_rows: int | None) -> None:
+    """add_lora_slices; with `fixed_rows` (of worklist.plan) each row's bits are its own adapter's matter."""
     for y, weights in slices:
         _check(x, y, segments, weights)
     sites = [weights for _, weights in slices]
-    launches = plan(segments, _ranks(sites), x.shape[1], x.dtype, ROWS[0] if batch_invariant else None, len(slices))
+    launches = plan(segments, _ranks(sites), x.shape[1], x.dtype, fixed_rows, len(slices))
     with torch.cuda.device(x.get_device()):  # -1, no change, where triton interprets on the CPU
         for launch in launches:
             h = shrunk(x, segments, sites, launch)

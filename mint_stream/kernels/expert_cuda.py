@@ -11,9 +11,11 @@ from torch import Tensor
 
 from mint_stream.kernels.cuda import fits, takes
 from mint_stream.kernels.expand import expand
+from mint_stream.kernels.experts import ExpertPairs
+from mint_stream.kernels.placing import placed
 from mint_stream.kernels.segments import LoraWeights, Segments, SiteWeights
 from mint_stream.kernels.shrink import shrink
-from mint_stream.kernels.tables import bits_of, column_tables, placed
+from mint_stream.kernels.tables import bits_of, column_tables
 from mint_stream.kernels.tiles import ROWS, tile
 from mint_stream.kernels.worklist import PADDING, Launch, planes_of
 
@@ -60,6 +62,14 @@ def _row_slots(segments: Segments, device: torch.device) -> Tensor:
         segments.placed["slots", device] = placed(torch.tensor(segments.slots(), dtype=torch.int64), device)
     slots: Tensor = segments.placed["slots", device]
     return slots
+
+
+def device_pairs(pairs: ExpertPairs, slots: int) -> DevicePairs:
+    """The same pairs for adapters in `slots` slots, made once for all matrices of the layer."""
+    if slots not in pairs.kept:
+        pairs.kept[slots] = DevicePairs.of(pairs.chosen, pairs.segments, pairs.experts, slots)
+    found: DevicePairs = pairs.kept[slots]
+    return found
 
 
 def add_expert_lora(x: Tensor, y: Tensor, pairs: DevicePairs, weights: SiteWeights, segments: Segments) -> None:

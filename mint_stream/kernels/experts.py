@@ -1,7 +1,8 @@
 """LoRA inside the experts of a mixture: its rows are (row of the pass, expert) pairs, sorted so that each product reads one expert."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +29,18 @@ class ExpertPairs:
     groups: tuple[ExpertGroup, ...]
     experts: int
     """How many experts the layer has."""
+    chosen: Tensor
+    """[rows, experts a row]: the router's choices."""
+    segments: Segments
+    kept: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a device makes of the choices, once for all of the layer's matrices."""
 
     @classmethod
     def of(cls, chosen: Tensor, segments: Segments, experts: int) -> "ExpertPairs":
         """The pairs of a router's choices, chosen [rows, experts a row], of a pass with these segments."""
-        slots = torch.tensor(segments.slots(), device=chosen.device)
-        wide = len(segments.slots()) and int(slots.max()) + 2
+        of_rows = segments.slots()
+        slots = torch.tensor(of_rows, device=chosen.device)
+        wide = max(of_rows, default=-2) + 2
         keys = chosen * wide + slots[:, None] + 1
         ordered, order = keys.reshape(-1).sort(stable=True)
         found, counts = torch.unique_consecutive(ordered, return_counts=True)
@@ -41,7 +48,7 @@ class ExpertPairs:
         for key, count in zip(found.tolist(), counts.tolist(), strict=True):
             groups.append(ExpertGroup(start, start + count, key // wide, key % wide - 1))
             start += count
-        return cls(order, tuple(groups), experts)
+        return cls(order, tuple(groups), experts, chosen, segments)
 
     def by_expert(self) -> list[tuple[int, int, int]]:
         """(start, end, expert): the pairs of each expert, whoever their adapters are."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mint_stream.kernels.expand import column_lines
+from mint_stream.kernels.placing import placed
 from mint_stream.kernels.segments import LoraWeights, Segments, SiteWeights
 from mint_stream.kernels.worklist import Launch
 
@@ -72,11 +73,6 @@ def bits_of(scaling: float) -> int:
     """The 32 bits of an fp32 number, as an integer."""
     (bits,) = struct.unpack("<i", struct.pack("<f", scaling))
     return int(bits)
-
-
-def placed(table: Tensor, device: torch.device) -> Tensor:
-    """On `device`, by a copy that the host does not wait for."""
-    return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
 
 
 def _row(lora: LoraWeights, swapped: bool) -> tuple[int, int, int, int]:

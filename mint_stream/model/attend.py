@@ -6,19 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mint_stream.kernels.attention import Rule
 from mint_stream.model.passes import Pass, Span
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a layer asks of attention besides causality."""
-
-    scaling: float
-    window: int | None = None
-    """Tokens visible to a row, itself included; None: all of them."""
-    softcap: float | None = None
-    sinks: Tensor | None = None
-    """[heads]: a logit a head that takes part in the softmax and has no value."""
 
 
 def split(pass_: Pass) -> tuple[tuple[Span, ...], tuple[Span, ...]]:

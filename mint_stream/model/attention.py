@@ -12,7 +12,9 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from mint_stream.errors import BaseUnusable
-from mint_stream.model.attend import Rule, many, one, split
+from mint_stream.kernels.attention import Rule, packed_attention, takes_attention
+from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
+from mint_stream.model.attend import many, one, split
 from mint_stream.model.latent import attend_latents, is_latent
 from mint_stream.model.passes import KeyValues, Pass
 
@@ -63,7 +65,7 @@ def mint_attention(
     if indices is not None:
         raise BaseUnusable(f"{type(module).__name__} asks attention for indices, which is supported where latents are cached only")
     if mint_cache is None:
-        return torch.cat([one(span, query, key, value, None, rule, mint_pass) for span in mint_pass.spans])[None], None
+        return _whole(query, key, value, rule, mint_pass)[None], None
     stored = mint_cache.layer(int(module.layer_idx))  # type: ignore[arg-type]  # torch types every attribute of a module as Tensor
     together, alone = mint_pass.shared("split", lambda: split(mint_pass))
     out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
@@ -72,6 +74,18 @@ def mint_attention(
     if together:
         many(together, query, stored, rule, mint_pass, out)
     return out[None], None
+
+
+def _whole(query: Tensor, key: Tensor, value: Tensor, rule: Rule, pass_: Pass) -> Tensor:
+    """[T, heads, value width] of spans that are whole sequences, with gradients."""
+    q, k, v = (side[0].transpose(0, 1) for side in (query, key, value))
+    if takes_attention(q, k, v):
+        return packed_attention(q, k, v, pass_.shared("whole spans", lambda: _sequences(pass_)), rule)
+    return torch.cat([one(span, query, key, value, None, rule, pass_) for span in pass_.spans])
+
+
+def _sequences(pass_: Pass) -> PagedSpans:
+    return PagedSpans(tuple(PagedSpan(span.start, span.end, 0, at) for at, span in enumerate(pass_.spans)), len(pass_.tokens))
 
 
 def _refuse(module: nn.Module, mask: Tensor | None, dropout: float, unknown: dict[str, Any]) -> None:

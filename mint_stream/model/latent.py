@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mint_stream.model.attend import Rule, attend, causal_mask
+from mint_stream.kernels.attention import Rule
+from mint_stream.model.attend import attend, causal_mask
 from mint_stream.model.pass_cache import PassCache
 from mint_stream.model.passes import KeyValues, Pass
 
