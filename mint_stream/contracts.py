@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mint_stream.errors import InvalidSettings
-from mint_stream.messages.adapters import AdapterCommand, AdapterEvent, Head, Revision
+from mint_stream.messages.adapters import AdapterCommand, AdapterEvent, Head, Revision, SpentNumbers
 from mint_stream.messages.fleet import PoolBase, WorkerStatus
 from mint_stream.messages.inference import Cancellation, InferenceChunk, InferenceRequest, InferenceResult
 from mint_stream.messages.training import TrainingControl, TrainingEvent, TrainingJob
@@ -33,9 +33,9 @@ RECORDS: dict[str, Any] = {
     },
     "AdapterCommand": Annotated[AdapterCommand, Field(discriminator="type")],
     "AdapterEvent": Annotated[AdapterEvent, Field(discriminator="type")],
-    "CatalogRecord": Revision | Head,
+    "CatalogRecord": Revision | Head | SpentNumbers,
 }
-"""What a topic file's `record` means: a pydantic type. The catalog's two kinds are told apart by their keys."""
+"""What a topic file's `record` means: a pydantic type. The catalog's kinds are told apart by their keys."""
 
 DEAD_LETTER_RETENTION_FACTOR = 2
 """A dead letter is kept this many times as long as its origin."""

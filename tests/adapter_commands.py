@@ -12,6 +12,7 @@ from mint_stream.messages.adapters import (
     Announce,
     Canary,
     Claim,
+    Delete,
     FileEntry,
     Manifest,
     Promote,
@@ -22,7 +23,7 @@ from mint_stream.messages.adapters import (
     SetRule,
 )
 from mint_stream.messages.fleet import PoolBase
-from mint_stream.messages.shared import TargetShape
+from mint_stream.messages.shared import CatalogPosition, TargetShape
 
 POOL = "tiny"
 BASE_DIGEST = "b" * 64
@@ -97,3 +98,7 @@ def set_canary(adapter_id: str, number: int | None, share_basis_points: int = 50
     """Number None: the end of the canary."""
     canary = Canary(number=number, share_basis_points=share_basis_points) if number is not None else None
     return SetCanary(**_stamp(adapter_id, {"canary": canary, **fields}))
+
+
+def delete(adapter_id: str, expected_position: CatalogPosition, **fields: Any) -> Delete:
+    return Delete(**_stamp(adapter_id, {"expected_position": expected_position, **fields}))

@@ -140,7 +140,7 @@ class ServeRole:
 
         def changed(change: Change) -> None:
             self._metrics.catalog_applied_total.inc()
-            if change.alias == PREVIOUS:
+            if change.alias == PREVIOUS or change.kind == "deleted":
                 leasing.keep(change.adapter_id, previous_in(catalog)(change.adapter_id))
             coming = revision_to_come(catalog, change)
             if coming is not None:

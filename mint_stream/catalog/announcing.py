@@ -29,8 +29,8 @@ def announce(case: Case, command: Announce, base: PoolBase | None, max_age_ms: i
 
 
 def _head(case: Case, command: Announce) -> Head:
-    head = case.state.head or Head(adapter_id=command.adapter_id, pool=command.pool)
-    first = head.next_number == 1
+    head = case.head_in(command.pool)
+    first = head.next_number == head.first_number
     return head.model_copy(update={"rule": command.promotion}) if first and command.promotion is not None else head
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from mint_stream.catalog.state import AdapterState
 from mint_stream.messages.adapters import AdapterCommand, Head, RememberedCommand, Revision
+from mint_stream.messages.shared import CatalogPosition
 
 REMEMBERED_COMMANDS = 32
 """How many of an adapter's last carried-out commands are recognised when repeated. A job's announces are recognised for ever."""
@@ -46,6 +47,18 @@ class Case:
         """Raises Refusal when the adapter belongs to another pool."""
         if head.pool != pool:
             raise Refusal(f"adapter {head.adapter_id} belongs to pool {head.pool}, not {pool}: choose another adapter_id for this pool")
+
+    def check_position(self, expected: CatalogPosition | None) -> None:
+        """Raises Refusal unless the head stands at `expected`, when any position is."""
+        actual = self.state.position
+        if expected is not None and expected != actual:
+            now = f"{actual.partition}:{actual.offset}" if actual is not None else "nowhere"
+            raise Refusal(f"the head was expected at {expected.partition}:{expected.offset} and stands at {now}: look again, then decide")
+
+    def head_in(self, pool: str) -> Head:
+        """The head, or that of an adapter that begins in this pool now."""
+        first = self.state.first_number
+        return self.state.head or Head(adapter_id=self.command.adapter_id, pool=pool, first_number=first, next_number=first)
 
     def existing_head(self) -> Head:
         """The head. Raises Refusal when there is no such adapter."""

@@ -13,14 +13,14 @@ from mint_stream.catalog.aliases import PRODUCTION
 from mint_stream.catalog.barrier import Barrier
 from mint_stream.catalog.canary import Chosen, falls_to
 from mint_stream.catalog.changes import Change
-from mint_stream.catalog.fold import LogRecord, decode_row, fold
+from mint_stream.catalog.fold import CatalogRecord, LogRecord, decode_row, fold
 from mint_stream.catalog.reference import Reference, servable
 from mint_stream.catalog.rows import Row, Rows
-from mint_stream.messages.adapters import Head, Revision, head_key, revision_key
+from mint_stream.messages.adapters import Head, Revision, SpentNumbers, head_key, revision_key, spent_key
 from mint_stream.messages.inference import RequestName
 from mint_stream.messages.shared import CatalogPosition
 
-R = TypeVar("R", Head, Revision)
+R = TypeVar("R", Head, Revision, SpentNumbers)
 
 _REMEMBERED = 8192
 """Decoded records kept, so that a busy adapter is resolved without reading JSON again."""
@@ -34,7 +34,7 @@ class Catalog:
         self._temporary = tempfile.TemporaryDirectory(prefix="mint-catalog-") if path is None else None
         self._rows = Rows(Path(self._temporary.name) / "catalog" if self._temporary else path or Path())
         self._barrier = Barrier(self._rows.positions())
-        self._decoded: dict[bytes, tuple[Head | Revision, Row]] = {}
+        self._decoded: dict[bytes, tuple[CatalogRecord, Row]] = {}
         self._subscribers: list[Callable[[Change], None]] = []
 
     def close(self) -> None:
@@ -135,6 +135,11 @@ class Catalog:
         """All revisions of an adapter by number, retired stubs included."""
         found = (decode_row(key, value) for key, value in self._rows.prefixed(f"{adapter_id}/".encode()))
         return sorted((record for record in found if isinstance(record, Revision)), key=lambda revision: revision.number)
+
+    def spent(self, partition: int) -> SpentNumbers:
+        """The numbers that deleted adapters of a partition had."""
+        found = self._located(spent_key(partition), SpentNumbers)
+        return found[0] if found else SpentNumbers(next_numbers={})
 
     def number_of_step(self, adapter_id: str, job_id: str, step: int) -> int | None:
         """The revision that a job's step was announced as."""

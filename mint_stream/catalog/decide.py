@@ -4,12 +4,11 @@ Laws: numbers are dense and never reused; neither an alias nor a canary is a ret
 remembered changes nothing; an attempt once passed stays passed; a rejected command changes nothing, so it is not remembered either.
 """
 
-from typing import NoReturn
-
 from mint_stream.catalog import aliases
 from mint_stream.catalog.announcing import announce
 from mint_stream.catalog.canary import settled
 from mint_stream.catalog.case import Case, Refusal, Repetition
+from mint_stream.catalog.deletion import delete
 from mint_stream.catalog.state import AdapterState, Decision
 from mint_stream.messages.adapters import (
     AdapterCommand,
@@ -20,7 +19,7 @@ from mint_stream.messages.adapters import (
     CommandRejectedEvent,
     CommandRepeated,
     CurrentClaim,
-    Head,
+    Delete,
     Promote,
     Quarantine,
     Retire,
@@ -33,7 +32,6 @@ from mint_stream.messages.adapters import (
     SetRule,
 )
 from mint_stream.messages.fleet import PoolBase
-from mint_stream.messages.shared import CatalogPosition
 
 MAX_ALIASES = 256
 """An adapter's aliases ride in every head record, which has to fit a Kafka record."""
@@ -76,10 +74,12 @@ def _decided(case: Case, base: PoolBase | None, max_announce_age_ms: int) -> Dec
             return _set_rule(case, command)
         case SetCanary() as command:
             return _set_canary(case, command)
+        case Delete() as command:
+            return delete(case, command)
 
 
 def _claim(case: Case, command: Claim) -> Decision:
-    head = case.state.head or Head(adapter_id=command.adapter_id, pool=command.pool)
+    head = case.head_in(command.pool)
     case.check_pool(head, command.pool)
     granted = head.attempt + 1
     if command.expected_attempt != granted:
@@ -92,7 +92,7 @@ def _claim(case: Case, command: Claim) -> Decision:
 
 def _promote(case: Case, command: Promote) -> Decision:
     head = case.existing_head()
-    _check_position(case, command.expected_position)
+    case.check_position(command.expected_position)
     if command.alias == aliases.PREVIOUS:
         raise Refusal("previous is what production was before its last move and cannot be set: roll back to use it")
     if command.alias.isdigit():
@@ -107,7 +107,7 @@ def _promote(case: Case, command: Promote) -> Decision:
 
 def _roll_back(case: Case, command: RollBack) -> Decision:
     head = case.existing_head()
-    _check_position(case, command.expected_position)
+    case.check_position(command.expected_position)
     target = head.aliases.get(aliases.PREVIOUS)
     if target is None:
         raise Refusal("production has no revision it was moved from: promote the one you want")
@@ -154,7 +154,7 @@ def _set_rule(case: Case, command: SetRule) -> Decision:
 
 def _set_canary(case: Case, command: SetCanary) -> Decision:
     head, canary = case.existing_head(), command.canary
-    _check_position(case, command.expected_position)
+    case.check_position(command.expected_position)
     if canary is not None:
         _servable(case, canary.number)
         production = head.aliases.get(aliases.PRODUCTION)
@@ -176,13 +176,3 @@ def _servable(case: Case, number: int) -> None:
     revision = case.existing_revision(number)
     if revision.state != "announced":
         raise Refusal(f"revision {number} is {revision.state}: only an announced one can be promoted or be a canary")
-
-
-def _check_position(case: Case, expected: CatalogPosition | None) -> None:
-    if expected is not None and expected != case.state.position:
-        _moved_on(expected, case.state.position)
-
-
-def _moved_on(expected: CatalogPosition, actual: CatalogPosition | None) -> NoReturn:
-    now = f"{actual.partition}:{actual.offset}" if actual is not None else "nowhere"
-    raise Refusal(f"the head was expected at {expected.partition}:{expected.offset} and stands at {now}: look again, then decide")

@@ -7,12 +7,13 @@ from typing import NamedTuple, Protocol, TypeVar
 from mint_stream.catalog.changes import Change, head_changes, revision_changes
 from mint_stream.catalog.rows import Row, Writer
 from mint_stream.errors import InvalidRecord
-from mint_stream.messages.adapters import Head, Revision, head_key, revision_key
+from mint_stream.messages.adapters import SPENT_PREFIX, Head, Revision, SpentNumbers, head_key, revision_key
 from mint_stream.messages.shared import CatalogPosition
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", Head, Revision)
+CatalogRecord = Head | Revision | SpentNumbers
 
 
 class LogRecord(Protocol):
@@ -53,8 +54,10 @@ def fold(writer: Writer, partition: int, record: LogRecord, watched: bool) -> Se
     return tuple(changes)
 
 
-def decode_row(key: bytes, value: bytes) -> Head | Revision:
-    """The head or revision at `key`. Raises InvalidRecord, also when the key is not the record's own."""
+def decode_row(key: bytes, value: bytes) -> CatalogRecord:
+    """The record at `key`. Raises InvalidRecord, also when the key is not the record's own."""
+    if key.startswith(SPENT_PREFIX):
+        return SpentNumbers.decode(value)
     if key.endswith(b"/head"):
         head = Head.decode(value)
         return _own(head, key, head_key(head.adapter_id))
@@ -68,9 +71,11 @@ def _own(record: T, key: bytes, expected: bytes) -> T:
     return record
 
 
-def _changes(stored: bytes | None, new: Head | Revision, position: CatalogPosition) -> Iterable[Change]:
+def _changes(stored: bytes | None, new: CatalogRecord, position: CatalogPosition) -> Iterable[Change]:
     if isinstance(new, Head):
         return head_changes(Head.decode(stored) if stored else None, new, position)
+    if isinstance(new, SpentNumbers):
+        return ()
     return revision_changes(Revision.decode(stored) if stored else None, new, position)
 
 
@@ -82,6 +87,6 @@ def _remove(writer: Writer, key: bytes, partition: int, offset: int) -> Sequence
     old = decode_row(key, stored)
     if isinstance(old, Head):
         return (Change("deleted", old.adapter_id, CatalogPosition(partition=partition, offset=offset)),)
-    if old.job_id is not None and old.step is not None:
+    if isinstance(old, Revision) and old.job_id is not None and old.step is not None:
         writer.index_step(old.adapter_id, old.job_id, old.step, None)
     return ()

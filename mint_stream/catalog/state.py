@@ -32,11 +32,18 @@ class EmptyLog:
 class Decision:
     """What one command leads to. Written in this order: revisions, then the head, then the events; the first event is the answer.
 
-    Without a head nothing changes."""
+    Without a head, or one that is deleted, nothing changes."""
 
     events: tuple[AdapterEvent, ...]
     revisions: tuple[Revision, ...] = ()
     head: Head | None = None
+    deleted: Head | None = None
+    """The head of an adapter that ends: a tombstone for each revision, its spent numbers, and last a tombstone for the head."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is different afterwards."""
+        return self.head is not None or self.deleted is not None
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class AdapterState:
     log: RevisionLog = field(default_factory=EmptyLog)
     written: Mapping[int, Revision] = field(default_factory=dict)
     """Revisions decided since the log was read."""
+    first_number: int = 1
+    """Where the numbers begin of an adapter that is made now."""
 
     def revision(self, number: int) -> Revision | None:
         """The revision of this number."""
@@ -64,6 +73,8 @@ class AdapterState:
 
     def after(self, decision: Decision, position: CatalogPosition | None) -> "AdapterState":
         """The state once the decision is written, its head at `position`."""
+        if decision.deleted is not None:
+            return AdapterState(self.adapter_id, first_number=max(self.first_number, decision.deleted.next_number))
         if decision.head is None:
             return self
         written = {**self.written, **{revision.number: revision for revision in decision.revisions}}

@@ -17,7 +17,7 @@ from mint_stream.messages.adapters import AdapterEvent, Canary, PromotionRule
 if TYPE_CHECKING:
     from mint_stream.client import AdapterView, Client
 
-adapters = typer.Typer(no_args_is_help=True, help="List, show, watch, import, promote, roll back and retire adapters.")
+adapters = typer.Typer(no_args_is_help=True, help="List, show, watch, import, promote, roll back, retire and delete adapters.")
 
 AdapterId = Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter's name.")]
 Number = Annotated[int, typer.Argument(metavar="NUMBER", help="The revision's number.", min=1)]
@@ -54,7 +54,7 @@ def watch(
     bootstrap: Bootstrap = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print events as they happen: announced, aliases moved, quarantined, retired, rejected. One line an event."""
+    """Print events as they happen: announced, aliases moved, quarantined, retired, deleted, rejected. One line an event."""
     show = print_json if as_json else _print_event
     ask(settings_from(bootstrap), lambda client: _follow(client, adapter_id, from_start, count, show))
 
@@ -118,6 +118,29 @@ def retire(
 ) -> None:
     """Stop serving a revision. Its number is never used again."""
     print_record(ask(settings_from(bootstrap), lambda client: client.retire(adapter_id, number, timeout_s=timeout)), as_json)
+
+
+@adapters.command()
+def delete(
+    adapter_id: AdapterId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also with a production revision, or claimed by a training job.")] = False,
+    bootstrap: Bootstrap = None,
+    timeout: Timeout = ANSWER_S,
+    as_json: AsJson = False,
+) -> None:
+    """End an adapter: every record of it leaves the catalog. Its history stays in adapter-events; there is no way back."""
+    settings = settings_from(bootstrap)
+    view = ask(settings, lambda client: client.adapter(adapter_id))
+    if not yes:
+        typer.confirm(f"Delete {_described(view)}? There is no way back.", abort=True, err=True)
+    deleted = ask(settings, lambda client: client.delete(adapter_id, force=force, expected_position=view.position, timeout_s=timeout))
+    print_record(deleted, as_json)
+
+
+def _described(view: "AdapterView") -> str:
+    production = f"production is {view.production}" if view.production is not None else "no production"
+    return f"adapter {view.adapter_id} of pool {view.head.pool} with {len(view.revisions)} revisions, {production},"
 
 
 @adapters.command()

@@ -21,6 +21,7 @@ from mint_stream.messages.adapters import (
     AdapterEvent,
     Announce,
     Canary,
+    Delete,
     Manifest,
     Promote,
     PromotionRule,
@@ -221,6 +222,21 @@ class Client:
     async def retire(self, adapter_id: str, number: int, *, command_id: str | None = None, timeout_s: float = ANSWER_S) -> AdapterEvent:
         """Stop serving a revision."""
         return await self._command(Retire, adapter_id, command_id, timeout_s, number=number)
+
+    async def delete(
+        self,
+        adapter_id: str,
+        *,
+        force: bool = False,
+        expected_position: CatalogPosition | None = None,
+        command_id: str | None = None,
+        timeout_s: float = ANSWER_S,
+    ) -> AdapterEvent:
+        """End an adapter with all its revisions; without `force` only one without production and claim. There is no way back.
+
+        Only the one whose head stands at `expected_position` (None: where it stands now). Raises UnknownAdapter, CommandRejected."""
+        seen = expected_position or (await self.adapter(adapter_id)).position
+        return await self._command(Delete, adapter_id, command_id, timeout_s, force=force, expected_position=seen)
 
     async def set_rule(
         self, adapter_id: str, rule: PromotionRule, *, command_id: str | None = None, timeout_s: float = ANSWER_S

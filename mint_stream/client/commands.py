@@ -20,6 +20,7 @@ ANSWERED_BY = {
     "retire": "revision-retired",
     "set-rule": "rule-set",
     "set-canary": "canary-set",
+    "delete": "adapter-deleted",
 }
 """Command type to the type of the event that says it was carried out. One command may cause further events."""
 

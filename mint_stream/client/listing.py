@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from mint_stream.messages.adapters import Head, Revision
+from mint_stream.messages.adapters import SPENT_PREFIX, Head, Revision
 from mint_stream.messages.shared import CatalogPosition
 
 
@@ -35,6 +35,8 @@ class CatalogFold:
 
     def apply(self, position: CatalogPosition, key: bytes, value: bytes | None) -> None:
         """One record of `adapter-revisions`: a head, a revision, or the tombstone of either."""
+        if key.startswith(SPENT_PREFIX):
+            return
         adapter_id, _, part = key.decode().rpartition("/")
         if part == "head":
             self._apply_head(position, adapter_id, value)

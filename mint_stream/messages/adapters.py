@@ -1,8 +1,9 @@
-"""Adapters: the manifest of a revision, commands to the registrar, the catalog's two records, and the events of the history."""
+"""Adapters: the manifest of a revision, commands to the registrar, the catalog's records, and the events of the history."""
 
-from typing import Annotated, Literal, TypeVar
+import zlib
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from mint_stream.errors import InvalidRecord
 from mint_stream.messages.record import Record
@@ -14,6 +15,11 @@ PromotionRule = Literal["auto", "manual", "gated"]
 """auto: an announce moves production; manual: a person does; gated: the evaluate role decides."""
 
 RevisionNumber = Annotated[int, Field(ge=1)]
+
+SPENT_PREFIX = b"~spent/"
+SpentBucket = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,3}$")]
+_SPENT_BUCKETS = 0x1000
+"""Of each partition. All of them full, a SpentNumbers record has about 40 KiB."""
 
 
 class FileEntry(Record):
@@ -134,7 +140,19 @@ class SetCanary(_Command):
     expected_position: CatalogPosition | None = None
 
 
-AdapterCommand = Claim | Announce | Promote | RollBack | Quarantine | Retire | SetRule | SetCanary
+class Delete(_Command):
+    """End an adapter: every record of it leaves the catalog, and only the history of `adapter-events` is left.
+
+    Repeated, it is refused, for there is nothing left that could remember it."""
+
+    type: Literal["delete"] = "delete"
+    expected_position: CatalogPosition
+    """Where the adapter's head stands that is meant: one deleted and made anew under the same name meanwhile is another adapter."""
+    force: bool = False
+    """Also while production points at a revision or a training job has claimed the adapter."""
+
+
+AdapterCommand = Claim | Announce | Promote | RollBack | Quarantine | Retire | SetRule | SetCanary | Delete
 _COMMANDS: TypeAdapter[AdapterCommand] = TypeAdapter(Annotated[AdapterCommand, Field(discriminator="type")])
 
 
@@ -189,6 +207,8 @@ class Head(Record):
 
     adapter_id: Name
     pool: Name
+    first_number: RevisionNumber = 1
+    """Its numbers begin here; above 1 when adapters before it were deleted."""
     next_number: RevisionNumber = 1
     aliases: dict[Name, RevisionNumber] = {}
     rule: PromotionRule = "auto"
@@ -198,6 +218,28 @@ class Head(Record):
     """The highest attempt ever granted."""
     claim: CurrentClaim | None = None
     commands: tuple[RememberedCommand, ...] = ()
+
+
+class SpentNumbers(Record):
+    """The catalog's record at key `~spent/partition`: which numbers deleted adapters had, so that nobody under their names has them again.
+
+    It names no adapter. A name's bucket is shared with others, whose numbers then begin higher than they would have to."""
+
+    next_numbers: dict[SpentBucket, RevisionNumber]
+    """By bucket of the adapter_id, the lowest number that no deleted adapter had."""
+
+    def first_number(self, adapter_id: str) -> int:
+        """Where the numbers of an adapter of this name begin that is made now."""
+        return self.next_numbers.get(_bucket(adapter_id), 1)
+
+    def after(self, adapter_id: str, next_number: int) -> Self:
+        """With the numbers below `next_number` of this adapter spent."""
+        beginning = max(next_number, self.first_number(adapter_id))
+        return self.model_copy(update={"next_numbers": {**self.next_numbers, _bucket(adapter_id): beginning}})
+
+
+def _bucket(adapter_id: str) -> str:
+    return f"{zlib.crc32(adapter_id.encode()) % _SPENT_BUCKETS:x}"
 
 
 class _Event(Record):
@@ -267,6 +309,14 @@ class CanarySet(_Event):
     previous: Canary | None = None
 
 
+class AdapterDeleted(_Event):
+    """The adapter is gone. `catalog_position` is where its head's tombstone stands."""
+
+    type: Literal["adapter-deleted"] = "adapter-deleted"
+    next_number: RevisionNumber
+    """An adapter made later under this name begins here, or higher."""
+
+
 class CommandRepeated(_Event):
     """A command_id (or a job's step) was seen before: `number` and `attempt` are its outcome of then, the position is the head's of now."""
 
@@ -293,6 +343,7 @@ AdapterEvent = (
     | RevisionRetired
     | RuleSet
     | CanarySet
+    | AdapterDeleted
     | CommandRepeated
     | CommandRejectedEvent
 )
@@ -323,3 +374,8 @@ def revision_key(adapter_id: str, number: int) -> bytes:
 def head_key(adapter_id: str) -> bytes:
     """The compaction key of a head record."""
     return f"{adapter_id}/head".encode()
+
+
+def spent_key(partition: int) -> bytes:
+    """The compaction key of a partition's record of spent numbers. No adapter has such a name."""
+    return SPENT_PREFIX + b"%d" % partition

@@ -17,6 +17,7 @@ from mint_stream.bus.table import LogRecord
 from mint_stream.bus.transactions import TransactionalProducer
 from mint_stream.catalog import Catalog, Entry
 from mint_stream.catalog.decide import decide
+from mint_stream.catalog.deletion import revision_keys
 from mint_stream.catalog.state import AdapterState, Decision
 from mint_stream.errors import InvalidRecord, MintError, PoisonRecord
 from mint_stream.messages.adapters import (
@@ -24,9 +25,12 @@ from mint_stream.messages.adapters import (
     Announce,
     CommandRejectedEvent,
     CommandRepeated,
+    Head,
+    SpentNumbers,
     decode_command,
     head_key,
     revision_key,
+    spent_key,
 )
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.record import Record
@@ -71,6 +75,7 @@ class CatalogWriter:
         self._catalog = catalog
         self._base = base
         self._states: dict[str, AdapterState] = {}
+        self._spent = SpentNumbers(next_numbers={})
         self._sent: list[Outgoing] = []
         self.events: list[str] = []
         """The types of the events that the last `write` made visible."""
@@ -87,8 +92,7 @@ class CatalogWriter:
         """Carry out commands in their order and commit them with the group's offset.
 
         Raises OwnershipLost, and nothing of it is visible, or BusUnavailable, and the log tells."""
-        self._states, self._sent, self.events = {}, [], []
-        await self._producer.begin()
+        await self._begin()
         commands = [command for record in records if (command := await self._open(record)) is not None]
         for together in rounds(commands):
             await self._carry_out(together)
@@ -96,12 +100,16 @@ class CatalogWriter:
 
     async def set_aside(self, record: LogRecord, fault: Exception, group: str) -> None:
         """Dead-letter a command that cannot be carried out though nothing outside failed, and tell whoever waits. Raises as `write`."""
-        self._states, self._sent, self.events = {}, [], []
         error = fault if isinstance(fault, MintError) else PoisonRecord(f"carrying it out raised {type(fault).__name__}: {fault}")
-        await self._producer.begin()
+        await self._begin()
         await self._send_raw(dead_letter(self._original(record), error))
         await self._refuse(record, ErrorBody.of(error).message)
         await self._commit(record.offset + 1, group)
+
+    async def _begin(self) -> None:
+        self._states, self._sent, self.events = {}, [], []
+        self._spent = self._catalog.spent(self.partition)
+        await self._producer.begin()
 
     async def _refuse(self, record: LogRecord, reason: str) -> None:
         body = decode_command(record.value)
@@ -133,12 +141,11 @@ class CatalogWriter:
         decided = [(command, *await self._decide(command)) for command in commands]
         for command, decision, head in decided:
             state = self._state(command.body.adapter_id)
+            position = state.position
             if head is not None:
-                state = state.after(
-                    decision, CatalogPosition(partition=self.partition, offset=(await self._producer.acknowledged(head)).offset)
-                )
-                self._states[state.adapter_id] = state
-            await self._tell(command, decision, state.position)
+                position = CatalogPosition(partition=self.partition, offset=(await self._producer.acknowledged(head)).offset)
+                self._states[state.adapter_id] = state.after(decision, position)
+            await self._tell(command, decision, position)
 
     async def _decide(self, command: Command) -> tuple[Decision, asyncio.Future[Any] | None]:
         state = self._state(command.body.adapter_id)
@@ -146,27 +153,40 @@ class CatalogWriter:
         decision = decide(state, command.body, base, now_ms())
         for revision in decision.revisions:
             await self._send(revision, revision_key(revision.adapter_id, revision.number), command, self._topics.revisions)
+        if decision.deleted is not None:
+            return decision, await self._bury(decision.deleted, command)
         if decision.head is None:
             return decision, None
         return decision, await self._send(decision.head, head_key(decision.head.adapter_id), command, self._topics.revisions)
 
+    async def _bury(self, head: Head, command: Command) -> asyncio.Future[Any]:
+        """Tombstones for all revisions, the numbers they had, and last a tombstone for the head, which is the switch here too."""
+        for key in revision_keys(head):
+            await self._send_raw(self._tombstone(key, command))
+        self._spent = self._spent.after(head.adapter_id, head.next_number)
+        await self._send(self._spent, spent_key(self.partition), command, self._topics.revisions)
+        return await self._send_raw(self._tombstone(head_key(head.adapter_id), command))
+
+    def _tombstone(self, key: bytes, command: Command) -> Outgoing:
+        return Outgoing(self._topics.revisions, key, None, tuple(_trace(command)), self.partition)
+
     async def _tell(self, command: Command, decision: Decision, position: CatalogPosition | None) -> None:
         for event in decision.events:
-            known = position if decision.head is not None or isinstance(event, CommandRepeated) else None
+            known = position if decision.changes or isinstance(event, CommandRepeated) else None
             await self._send(event.model_copy(update={"catalog_position": known}), event.adapter_id.encode(), command, self._topics.events)
             self.events.append(event.type)
 
     def _state(self, adapter_id: str) -> AdapterState:
         known = self._states.get(adapter_id)
         if known is None:
-            known = AdapterState(adapter_id, self._catalog.head(adapter_id), self._catalog.head_position(adapter_id), self._catalog)
+            head, position = self._catalog.head(adapter_id), self._catalog.head_position(adapter_id)
+            known = AdapterState(adapter_id, head, position, self._catalog, first_number=self._spent.first_number(adapter_id))
             self._states[adapter_id] = known
         return known
 
     async def _send(self, record: Record, key: bytes, command: Command, topic: str) -> asyncio.Future[Any]:
-        trace = [("traceparent", parent)] if (parent := header(command.headers, "traceparent")) else []
         partition = self.partition if topic == self._topics.revisions else None
-        return await self._send_raw(outgoing(topic, record, key, self._producer.source, partition=partition, headers=trace))
+        return await self._send_raw(outgoing(topic, record, key, self._producer.source, partition=partition, headers=_trace(command)))
 
     async def _send_raw(self, record: Outgoing) -> asyncio.Future[Any]:
         self._sent.append(record)
@@ -182,6 +202,10 @@ class CatalogWriter:
         return _Original(
             record.key, record.value, record.headers, record.offset, record.timestamp_ms, self._topics.commands, self.partition
         )
+
+
+def _trace(command: Command) -> list[tuple[str, bytes | None]]:
+    return [("traceparent", parent)] if (parent := header(command.headers, "traceparent")) else []
 
 
 def rounds(commands: Sequence[Command]) -> Iterator[list[Command]]:

@@ -1,5 +1,6 @@
 """The registrar's rules by example; tests/laws has them over random commands."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -7,10 +8,10 @@ import pytest
 from mint_stream.catalog.case import REMEMBERED_COMMANDS
 from mint_stream.catalog.decide import MAX_ANNOUNCE_AGE_MS, decide
 from mint_stream.catalog.state import AdapterState, Decision
-from mint_stream.messages.adapters import AdapterCommand, Head
+from mint_stream.messages.adapters import AdapterCommand, Head, SpentNumbers
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.shared import CatalogPosition
-from tests.adapter_commands import BASE, NOW_MS, announce, claim, manifest, promote, quarantine, retire, roll_back, set_rule, target
+from tests.adapter_commands import BASE, NOW_MS, announce, claim, delete, manifest, promote, quarantine, retire, roll_back, set_rule, target
 
 
 class Desk:
@@ -205,3 +206,38 @@ def test_a_refused_command_is_judged_anew(desk: Desk) -> None:
 def test_a_long_reason_is_cut(desk: Desk) -> None:
     desk.accept(announce("a"))
     assert len(desk.accept(quarantine("a", 1, reason="x" * 10_000)).revisions[0].reason) == 1000
+
+
+def test_an_adapter_in_use_is_deleted_only_by_force_and_where_it_was_seen(desk: Desk) -> None:
+    desk.accept(announce("a", promotion="manual"))
+    seen = desk.state.position
+    desk.accept(claim("a", 1))
+    assert "stands at 0:2" in desk.refuse(delete("a", seen, force=True))
+    assert "job job claimed it under attempt 1" in desk.refuse(delete("a", desk.state.position))
+    desk.accept(promote("a", 1))
+    assert "production points at revision 1" in desk.refuse(delete("a", desk.state.position))
+    head = desk.head
+    assert desk.give(delete("a", desk.state.position, force=True)).deleted == head
+    assert "there is no adapter a" in desk.refuse(delete("a", seen))
+
+
+def test_what_begins_under_a_deleted_name_shares_nothing_with_it(desk: Desk) -> None:
+    desk.accept(claim("a", 1), announce("a", job_id="job", attempt=1, step=1), announce("a", promotion="manual"))
+    first = set_rule("a", "gated")
+    desk.accept(first)
+    desk.give(delete("a", desk.state.position, force=True))
+    assert "no job holds the claim" in desk.refuse(announce("a", job_id="job", attempt=1, step=2))
+    decision = desk.accept(announce("a", promotion="manual"))
+    assert (decision.revisions[0].number, desk.head.rule, desk.head.aliases) == (3, "manual", {"candidate": 3})
+    desk.accept(first, claim("a", 1, "another"))
+    assert "has no revision 2" in desk.refuse(promote("a", 2))
+    assert desk.accept(announce("a", job_id="another", attempt=1, step=1)).revisions[0].number == 4
+
+
+def test_numbers_are_spent_for_a_name_and_for_few_others() -> None:
+    spent = SpentNumbers(next_numbers={}).after("a", 8).after("b", 3).after("a", 5)
+    assert (spent.first_number("a"), spent.first_number("b")) == (8, 3)
+    assert sum(spent.first_number(f"name-{n}") > 1 for n in range(1000)) < 5
+    crowded = functools.reduce(lambda known, n: known.after(f"name-{n}", n + 2), range(20_000), spent)
+    assert len(crowded.encode()) < 60_000, "however many are deleted, it fits a record"
+    assert all(crowded.first_number(f"name-{n}") >= n + 2 for n in range(20_000))

@@ -167,6 +167,18 @@ async def test_a_canary_is_either_a_revision_or_off(command: Command, options: t
     assert (await command("adapters", "canary", "a", *options)).exit_code == 2
 
 
+async def test_an_adapter_is_deleted_when_it_is_confirmed_and_forced(command: Command, client: Client, topic_prefix: str):
+    await client.announce(topic_prefix, manifest())
+    asked = await command("adapters", "delete", topic_prefix)
+    assert asked.exit_code == 1 and f"Delete adapter {topic_prefix} of pool {POOL} with 1 revisions, production is 1" in asked.stderr
+    refused = await command("adapters", "delete", topic_prefix, "--yes")
+    assert refused.exit_code == 1 and "production points at revision 1" in refused.stderr
+    gone = await command("adapters", "delete", topic_prefix, "--yes", "--force", "--json")
+    assert json.loads(gone.stdout)["type"] == "adapter-deleted"
+    assert (await command("adapters", "show", topic_prefix)).stderr.startswith("error unknown-adapter: ")
+    assert (await command("adapters", "delete", topic_prefix, "--yes")).stderr.startswith("error unknown-adapter: ")
+
+
 async def test_a_refused_command_is_one_line_with_the_reason(command: Command, topic_prefix: str):
     refused = await command("adapters", "promote", topic_prefix, 1)
     assert refused.exit_code == 1 and refused.stderr.startswith("error command-rejected: promote of adapter")

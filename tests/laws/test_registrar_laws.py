@@ -1,5 +1,6 @@
 """The laws of the registrar's rules, over random sequences of commands, with the log they write folded into a real Catalog."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import settings
@@ -8,13 +9,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mint_stream.catalog import Catalog, Entry
 from mint_stream.catalog.decide import decide
+from mint_stream.catalog.deletion import revision_keys
 from mint_stream.catalog.state import AdapterState, Decision
-from mint_stream.messages.adapters import AdapterCommand, head_key, revision_key
+from mint_stream.messages.adapters import AdapterCommand, Head, head_key, revision_key, spent_key
 from mint_stream.messages.shared import CatalogPosition
-from tests.adapter_commands import BASE, NOW_MS, announce, claim, promote, quarantine, retire, roll_back, set_canary, set_rule
+from tests.adapter_commands import BASE, NOW_MS, announce, claim, delete, promote, quarantine, retire, roll_back, set_canary, set_rule
 
 ADAPTER = "a"
 NUMBERS = st.integers(1, 6)
+Row = tuple[bytes, bytes | None]
 JOBS = st.sampled_from(["job-1", "job-2"])
 
 
@@ -35,7 +38,8 @@ class Registrar(RuleBasedStateMachine):
             self.catalog.close()
 
     def folded(self) -> AdapterState:
-        return AdapterState(ADAPTER, self.catalog.head(ADAPTER), self.catalog.head_position(ADAPTER), self.catalog)
+        first = self.catalog.spent(0).first_number(ADAPTER)
+        return AdapterState(ADAPTER, self.catalog.head(ADAPTER), self.catalog.head_position(ADAPTER), self.catalog, first_number=first)
 
     def give(self, command: AdapterCommand) -> Decision:
         decision = decide(self.folded(), command, BASE, NOW_MS)
@@ -47,15 +51,25 @@ class Registrar(RuleBasedStateMachine):
         return decision
 
     def write(self, decision: Decision) -> None:
-        if decision.head is None:
+        if not decision.changes:
             assert not decision.revisions, "without a head nothing changes"
             return
-        rows = [(revision_key(ADAPTER, revision.number), revision.encode()) for revision in decision.revisions]
-        rows.append((head_key(ADAPTER), decision.head.encode()))
+        rows = list(self.buried(decision.deleted) if decision.deleted else self.rows(decision))
         entries = [Entry(key, value, self.offset + n) for n, (key, value) in enumerate(rows)]
         self.catalog.apply(0, entries, self.offset + len(entries) + 1)
         self.memory = self.memory.after(decision, CatalogPosition(partition=0, offset=entries[-1].offset))
         self.offset += len(entries) + 1
+
+    def rows(self, decision: Decision) -> Iterator[Row]:
+        for revision in decision.revisions:
+            yield revision_key(ADAPTER, revision.number), revision.encode()
+        assert decision.head is not None
+        yield head_key(ADAPTER), decision.head.encode()
+
+    def buried(self, head: Head) -> Iterator[Row]:
+        yield from ((key, None) for key in revision_keys(head))
+        yield spent_key(0), self.catalog.spent(0).after(ADAPTER, head.next_number).encode()
+        yield head_key(ADAPTER), None
 
     def aliases(self) -> dict[str, int]:
         head = self.catalog.head(ADAPTER)
@@ -128,6 +142,19 @@ class Registrar(RuleBasedStateMachine):
             assert production not in (None, number)
             assert self.catalog.head(ADAPTER).canary.number == number
 
+    @rule(force=st.booleans(), behind=st.integers(0, 1))
+    def delete(self, force: bool, behind: int) -> None:
+        head, here = self.catalog.head(ADAPTER), self.catalog.head_position(ADAPTER)
+        if head is None or here is None or here.offset < behind:
+            return
+        meant = CatalogPosition(partition=0, offset=here.offset - behind)
+        gone = self.give(delete(ADAPTER, meant, force=force)).deleted is not None
+        assert gone == (not behind and (force or ("production" not in head.aliases and head.claim is None)))
+        if gone:
+            assert self.catalog.head(ADAPTER) is None and not self.catalog.revisions(ADAPTER), "nothing is left of it"
+            assert self.catalog.number_of_step(ADAPTER, "job-1", 1) is None
+            self.done, self.attempts = [], 0
+
     @rule(choice=st.randoms(use_true_random=False))
     def repeat(self, choice: Any) -> None:
         if not self.done:
@@ -150,10 +177,12 @@ class Registrar(RuleBasedStateMachine):
     def numbers_are_dense_and_never_reused(self) -> None:
         if not hasattr(self, "catalog"):
             return
-        head = self.catalog.head(ADAPTER)
-        born = len(self.catalog.revisions(ADAPTER))
-        assert [revision.number for revision in self.catalog.revisions(ADAPTER)] == list(range(1, born + 1))
-        assert (head.next_number if head is not None else 1) == born + 1 == max(self.numbers, default=0) + 1
+        head = self.folded().head
+        assert len(set(self.numbers)) == len(self.numbers), "of this adapter and of every one before it under its name"
+        if head is not None:
+            numbers = range(head.first_number, head.next_number)
+            assert [revision.number for revision in self.catalog.revisions(ADAPTER)] == list(numbers)
+            assert self.numbers == list(range(1, head.next_number))
 
     @invariant()
     def aliases_point_at_what_is_served(self) -> None:
