@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mint_stream.client.listing import CatalogFold
-from mint_stream.messages.adapters import Head, Revision, head_key, revision_key
+from mint_stream.messages.adapters import Head, Revision, SpentNumbers, head_key, revision_key, spent_key
 from mint_stream.messages.shared import CatalogPosition
 
 ADAPTERS = ("a", "a-b", "b")
@@ -44,6 +44,11 @@ def test_a_name_that_begins_like_another_is_another():
     log = [head("a"), head("a-b"), revision("a-b", 1), revision("a", 2)]
     first, second = folded(list(enumerate(log))).views()
     assert [made.number for made in first.revisions] == [2] and [made.number for made in second.revisions] == [1]
+
+
+def test_the_numbers_that_deleted_adapters_had_are_no_adapter():
+    log = [(spent_key(0), SpentNumbers(next_numbers={"a": 3}).encode()), head("a"), (spent_key(0), None)]
+    assert [view.adapter_id for view in folded(list(enumerate(log))).views()] == ["a"]
 
 
 records = st.one_of(
