@@ -5,7 +5,7 @@
     │   ├── InvalidRecord · InvalidRequest · PromptTooLong · DeadlineExceeded · Cancelled · RequestConflict
     │   ├── UnknownAdapter · UnknownRevision · NoProductionRevision · RevisionRetired · RevisionQuarantined · AdapterUnloadable
     │   ├── BaseMismatch · PositionNotReached · ReplyTopicRefused · CommandRejected
-    │   └── InvalidAdapter · InvalidDataset · InvalidJob · UriNotAllowed · CorruptObject · TrainingDiverged · PoisonRecord
+    │   └── InvalidAdapter · InvalidDataset · InvalidJob · InvalidRule · UriNotAllowed · CorruptObject · TrainingDiverged · PoisonRecord
     ├── Retry    something outside failed: the same call may succeed later
     │   └── StoreUnavailable · BusUnavailable · OwnershipLost · ReplyTimeout · AdapterNotLoaded
     └── Stop     this process must not go on: a person has to act
@@ -119,6 +119,10 @@ class InvalidDataset(Reject):
 
 class InvalidJob(Reject):
     """A training job asks for something that cannot be."""
+
+
+class InvalidRule(Reject):
+    """A promotion rule asks for something that cannot be."""
 
 
 class UriNotAllowed(Reject):
