@@ -23,6 +23,7 @@ from mint_stream.messages.adapters import (
     SetRule,
 )
 from mint_stream.messages.fleet import PoolBase
+from mint_stream.messages.gates import CanaryTerms, GateTerms, Judge, Trial
 from mint_stream.messages.shared import CatalogPosition, TargetShape
 
 POOL = "tiny"
@@ -102,3 +103,11 @@ def set_canary(adapter_id: str, number: int | None, share_basis_points: int = 50
 
 def delete(adapter_id: str, expected_position: CatalogPosition, **fields: Any) -> Delete:
     return Delete(**_stamp(adapter_id, {"expected_position": expected_position, **fields}))
+
+
+GATE = GateTerms(dataset_uri="memory://store/items", grader="exact-match", floor=0.6, canary=CanaryTerms(share_basis_points=500))
+
+
+def judge(adapter_id: str, trial: Trial, verdict: str, production: int | None = None, **fields: Any) -> Judge:
+    given = {"trial_id": trial.trial_id, "phase": trial.phase, "verdict": verdict, "production": production, "reason": "measured"}
+    return Judge(**_stamp(adapter_id, {**given, "figures": {"score": 0.5}, **fields}))

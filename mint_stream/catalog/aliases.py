@@ -11,7 +11,7 @@ from mint_stream.messages.adapters import AdapterCommand, AliasMoved
 
 PRODUCTION, PREVIOUS, CANDIDATE = "production", "previous", "candidate"
 
-Cause = Literal["announce", "promote", "roll-back", "quarantine", "retire"]
+Cause = Literal["announce", "promote", "roll-back", "quarantine", "retire", "judge"]
 Aliases = dict[str, int]
 
 

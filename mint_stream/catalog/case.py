@@ -74,6 +74,12 @@ class Case:
             raise Refusal(f"adapter {self.command.adapter_id} has no revision {number}, its last is {last}")
         return revision
 
+    def check_servable(self, number: int) -> None:
+        """Raises Refusal unless the revision is announced."""
+        revision = self.existing_revision(number)
+        if revision.state != "announced":
+            raise Refusal(f"revision {number} is {revision.state}: only an announced one can be promoted or be a canary")
+
     def remembering(self, head: Head, number: int | None = None, attempt: int | None = None) -> Head:
         """The head with this command among those it remembers."""
         remembered = RememberedCommand(command_id=self.command.command_id, number=number, attempt=attempt)

@@ -4,7 +4,7 @@ Laws: numbers are dense and never reused; neither an alias nor a canary is a ret
 remembered changes nothing; an attempt once passed stays passed; a rejected command changes nothing, so it is not remembered either.
 """
 
-from mint_stream.catalog import aliases
+from mint_stream.catalog import aliases, trials
 from mint_stream.catalog.announcing import announce
 from mint_stream.catalog.canary import settled
 from mint_stream.catalog.case import Case, Refusal, Repetition
@@ -32,6 +32,7 @@ from mint_stream.messages.adapters import (
     SetRule,
 )
 from mint_stream.messages.fleet import PoolBase
+from mint_stream.messages.gates import Judge
 
 MAX_ALIASES = 256
 """An adapter's aliases ride in every head record, which has to fit a Kafka record."""
@@ -47,7 +48,7 @@ def decide(
     case = Case(state, command, now_ms)
     try:
         case.check_repetition()
-        return settled(case, _decided(case, base, max_announce_age_ms))
+        return trials.settled(case, settled(case, _decided(case, base, max_announce_age_ms)))
     except Repetition as known:
         return Decision((CommandRepeated(**case.stamp, number=known.number, attempt=known.attempt),))
     except Refusal as refusal:
@@ -76,6 +77,8 @@ def _decided(case: Case, base: PoolBase | None, max_announce_age_ms: int) -> Dec
             return _set_canary(case, command)
         case Delete() as command:
             return delete(case, command)
+        case Judge() as command:
+            return trials.judge(case, command)
 
 
 def _claim(case: Case, command: Claim) -> Decision:
@@ -99,7 +102,7 @@ def _promote(case: Case, command: Promote) -> Decision:
         raise Refusal(f"alias {command.alias} would read as a revision number: choose a name that is not only digits")
     if command.alias not in head.aliases and len(head.aliases) >= MAX_ALIASES:
         raise Refusal(f"adapter {command.adapter_id} has {len(head.aliases)} aliases and may have no more: move one of them")
-    _servable(case, command.number)
+    case.check_servable(command.number)
     after = aliases.moved(head.aliases, command.alias, command.number)
     events = aliases.moves(command, "promote", head.aliases, after, case.now_ms, first=command.alias)
     return Decision(events, head=case.remembering(head, number=command.number).model_copy(update={"aliases": after}))
@@ -149,14 +152,17 @@ def _retire(case: Case, command: Retire) -> Decision:
 
 def _set_rule(case: Case, command: SetRule) -> Decision:
     head = case.existing_head()
-    return Decision((RuleSet(**case.stamp, rule=command.rule),), head=case.remembering(head).model_copy(update={"rule": command.rule}))
+    gate = command.gate or head.gate
+    event = RuleSet(**case.stamp, rule=command.rule, gate=gate if command.rule == "gated" else None)
+    after = case.remembering(head).model_copy(update={"rule": command.rule, "gate": gate, "tried": 0})
+    return Decision((event,), head=after)
 
 
 def _set_canary(case: Case, command: SetCanary) -> Decision:
     head, canary = case.existing_head(), command.canary
     case.check_position(command.expected_position)
     if canary is not None:
-        _servable(case, canary.number)
+        case.check_servable(canary.number)
         production = head.aliases.get(aliases.PRODUCTION)
         if production is None:
             raise Refusal(f"adapter {command.adapter_id} has no production revision to take a share from: promote one first")
@@ -170,9 +176,3 @@ def _set_canary(case: Case, command: SetCanary) -> Decision:
 def _stub(revision: Revision) -> Revision:
     kept = {"adapter_id", "number", "digest", "pool", "job_id", "step", "announced_at_ms"}
     return Revision(state="retired", **revision.model_dump(include=kept))
-
-
-def _servable(case: Case, number: int) -> None:
-    revision = case.existing_revision(number)
-    if revision.state != "announced":
-        raise Refusal(f"revision {number} is {revision.state}: only an announced one can be promoted or be a canary")

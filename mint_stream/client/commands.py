@@ -21,6 +21,7 @@ ANSWERED_BY = {
     "set-rule": "rule-set",
     "set-canary": "canary-set",
     "delete": "adapter-deleted",
+    "judge": "candidate-judged",
 }
 """Command type to the type of the event that says it was carried out. One command may cause further events."""
 

@@ -6,8 +6,10 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from mint_stream.errors import InvalidRecord
+from mint_stream.messages.gates import CandidateJudged, GateTerms, Judge, Trial, TrialBegun, TrialEnded
 from mint_stream.messages.record import Record
 from mint_stream.messages.shared import CatalogPosition, Digest, EpochMs, Id, Name, TargetShape
+from mint_stream.messages.stamps import CommandStamp, EventStamp
 
 T = TypeVar("T")
 
@@ -55,14 +57,7 @@ class Manifest(Record):
         return sum(file.size_bytes for file in self.files)
 
 
-class _Command(Record):
-    command_id: Id
-    """The idempotency key: repeated, it is answered with the first one's outcome. A rejected command changed nothing and is judged anew."""
-    adapter_id: Name
-    issued_at_ms: EpochMs
-
-
-class Claim(_Command):
+class Claim(CommandStamp):
     """Take the adapter for a training job. Granted when `expected_attempt` is the current attempt plus one."""
 
     type: Literal["claim"] = "claim"
@@ -71,7 +66,7 @@ class Claim(_Command):
     expected_attempt: int = Field(ge=1)
 
 
-class Announce(_Command):
+class Announce(CommandStamp):
     """Make uploaded files a revision. A job's announce must match the current claim; an import carries no job."""
 
     type: Literal["announce"] = "announce"
@@ -85,7 +80,7 @@ class Announce(_Command):
     """The rule of an adapter that has no revision yet (None: auto). Later ones change nothing: a person's roll-back to `manual` holds."""
 
 
-class Promote(_Command):
+class Promote(CommandStamp):
     """Point an alias at a revision."""
 
     type: Literal["promote"] = "promote"
@@ -95,14 +90,14 @@ class Promote(_Command):
     """Refuse unless the adapter's head still stands at this position."""
 
 
-class RollBack(_Command):
+class RollBack(CommandStamp):
     """Point production back at `previous`, and set the rule to manual so the next publish cannot undo it."""
 
     type: Literal["roll-back"] = "roll-back"
     expected_position: CatalogPosition | None = None
 
 
-class Quarantine(_Command):
+class Quarantine(CommandStamp):
     """A worker found that a revision cannot be loaded or computes non-finite numbers."""
 
     type: Literal["quarantine"] = "quarantine"
@@ -110,18 +105,20 @@ class Quarantine(_Command):
     reason: str
 
 
-class Retire(_Command):
+class Retire(CommandStamp):
     """Stop serving a revision. Its record shrinks to a stub, so the number is never reused."""
 
     type: Literal["retire"] = "retire"
     number: RevisionNumber
 
 
-class SetRule(_Command):
+class SetRule(CommandStamp):
     """Choose what an announce does to production."""
 
     type: Literal["set-rule"] = "set-rule"
     rule: PromotionRule
+    gate: GateTerms | None = None
+    """With `gated`: what a candidate has to show. None: what it had to show before; without any, nothing is ever promoted by a gate."""
 
 
 class Canary(Record):
@@ -132,7 +129,7 @@ class Canary(Record):
     """In 1/10,000 of the requests: 500 is 5 %. Which ones is a matter of their names, see `catalog.canary`."""
 
 
-class SetCanary(_Command):
+class SetCanary(CommandStamp):
     """Answer a share of the requests for production by another revision, or with None by production alone again."""
 
     type: Literal["set-canary"] = "set-canary"
@@ -140,7 +137,7 @@ class SetCanary(_Command):
     expected_position: CatalogPosition | None = None
 
 
-class Delete(_Command):
+class Delete(CommandStamp):
     """End an adapter: every record of it leaves the catalog, and only the history of `adapter-events` is left.
 
     Repeated, it is refused, for there is nothing left that could remember it."""
@@ -152,7 +149,7 @@ class Delete(_Command):
     """Also while production points at a revision or a training job has claimed the adapter."""
 
 
-AdapterCommand = Claim | Announce | Promote | RollBack | Quarantine | Retire | SetRule | SetCanary | Delete
+AdapterCommand = Claim | Announce | Promote | RollBack | Quarantine | Retire | SetRule | SetCanary | Delete | Judge
 _COMMANDS: TypeAdapter[AdapterCommand] = TypeAdapter(Annotated[AdapterCommand, Field(discriminator="type")])
 
 
@@ -214,6 +211,12 @@ class Head(Record):
     rule: PromotionRule = "auto"
     canary: Canary | None = None
     """Always another revision than production's, and an announced one."""
+    gate: GateTerms | None = None
+    """What the rule `gated` asks of a candidate."""
+    trial: Trial | None = None
+    """The candidate that is on its way to production now."""
+    tried: int = Field(default=0, ge=0)
+    """The last revision that had a trial under this rule."""
     attempt: int = Field(default=0, ge=0)
     """The highest attempt ever granted."""
     claim: CurrentClaim | None = None
@@ -242,15 +245,7 @@ def _bucket(adapter_id: str) -> str:
     return f"{zlib.crc32(adapter_id.encode()) % _SPENT_BUCKETS:x}"
 
 
-class _Event(Record):
-    command_id: Id
-    adapter_id: Name
-    at_ms: EpochMs
-    catalog_position: CatalogPosition | None = None
-    """Where the head's record of this change stands; None when the command was rejected."""
-
-
-class ClaimGranted(_Event):
+class ClaimGranted(EventStamp):
     """A job may work on the adapter under `attempt`."""
 
     type: Literal["claim-granted"] = "claim-granted"
@@ -258,7 +253,7 @@ class ClaimGranted(_Event):
     attempt: int
 
 
-class RevisionAnnounced(_Event):
+class RevisionAnnounced(EventStamp):
     """A new revision is in the catalog."""
 
     type: Literal["revision-announced"] = "revision-announced"
@@ -269,17 +264,17 @@ class RevisionAnnounced(_Event):
     step: int | None = None
 
 
-class AliasMoved(_Event):
+class AliasMoved(EventStamp):
     """An alias points elsewhere. `number` None: the alias is gone."""
 
     type: Literal["alias-moved"] = "alias-moved"
     alias: Name
     number: RevisionNumber | None = None
     previous_number: RevisionNumber | None = None
-    cause: Literal["announce", "promote", "roll-back", "quarantine", "retire"]
+    cause: Literal["announce", "promote", "roll-back", "quarantine", "retire", "judge"]
 
 
-class RevisionQuarantined(_Event):
+class RevisionQuarantined(EventStamp):
     """A revision was found unservable."""
 
     type: Literal["revision-quarantined"] = "revision-quarantined"
@@ -287,21 +282,22 @@ class RevisionQuarantined(_Event):
     reason: str
 
 
-class RevisionRetired(_Event):
+class RevisionRetired(EventStamp):
     """A revision is not served any more."""
 
     type: Literal["revision-retired"] = "revision-retired"
     number: RevisionNumber
 
 
-class RuleSet(_Event):
+class RuleSet(EventStamp):
     """The adapter's promotion rule changed."""
 
     type: Literal["rule-set"] = "rule-set"
     rule: PromotionRule
+    gate: GateTerms | None = None
 
 
-class CanarySet(_Event):
+class CanarySet(EventStamp):
     """The share of production's requests that another revision answers changed. `canary` None: it ended."""
 
     type: Literal["canary-set"] = "canary-set"
@@ -309,7 +305,7 @@ class CanarySet(_Event):
     previous: Canary | None = None
 
 
-class AdapterDeleted(_Event):
+class AdapterDeleted(EventStamp):
     """The adapter is gone. `catalog_position` is where its head's tombstone stands."""
 
     type: Literal["adapter-deleted"] = "adapter-deleted"
@@ -317,7 +313,7 @@ class AdapterDeleted(_Event):
     """An adapter made later under this name begins here, or higher."""
 
 
-class CommandRepeated(_Event):
+class CommandRepeated(EventStamp):
     """A command_id (or a job's step) was seen before: `number` and `attempt` are its outcome of then, the position is the head's of now."""
 
     type: Literal["command-repeated"] = "command-repeated"
@@ -325,7 +321,7 @@ class CommandRepeated(_Event):
     attempt: int | None = None
 
 
-class CommandRejectedEvent(_Event):
+class CommandRejectedEvent(EventStamp):
     """The registrar refused a command, and why."""
 
     type: Literal["command-rejected"] = "command-rejected"
@@ -344,6 +340,9 @@ AdapterEvent = (
     | RuleSet
     | CanarySet
     | AdapterDeleted
+    | TrialBegun
+    | CandidateJudged
+    | TrialEnded
     | CommandRepeated
     | CommandRejectedEvent
 )

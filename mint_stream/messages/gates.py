@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from mint_stream.messages.record import Record
-from mint_stream.messages.shared import EpochMs, Id, Name
+from mint_stream.messages.shared import EpochMs, Id, Name, Reason
+from mint_stream.messages.stamps import CommandStamp, EventStamp
 
 GraderName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,63}(:[a-zA-Z0-9_.-]{1,64})?$")]
 """A grader, and after a colon what it is to grade: `exact-match`, `reasoning-gym:leg_counting`."""
@@ -69,6 +70,10 @@ class Trial(Record):
     """When the phase began."""
 
 
+EndCause = Literal["superseded", "decided-by-a-person", "out-of-service", "rule-changed", "canary-ended"]
+"""Why a trial ended without a verdict."""
+
+
 class ArmTally(Record):
     """Requests for production that one revision answered since the worker began to count."""
 
@@ -85,3 +90,47 @@ class CanaryTally(Record):
     trial_id: Id
     canary: ArmTally = ArmTally()
     production: ArmTally = ArmTally()
+
+
+class Judge(CommandStamp):
+    """An evaluator's verdict on a candidate, refused unless the trial is where its figures were taken."""
+
+    type: Literal["judge"] = "judge"
+    trial_id: Id
+    phase: TrialPhase
+    verdict: Verdict
+    production: Annotated[int, Field(ge=1)] | None = None
+    """At the gate: what the candidate was compared with. Refused when production is another one now."""
+    reason: Reason
+    figures: Figures = {}
+
+
+class TrialBegun(EventStamp):
+    """A candidate is to be judged, beginning at the gate."""
+
+    type: Literal["trial-begun"] = "trial-begun"
+    trial_id: Id
+    number: int
+
+
+class CandidateJudged(EventStamp):
+    """What became of a candidate in a phase of its trial, why, and every number that rests on."""
+
+    type: Literal["candidate-judged"] = "candidate-judged"
+    trial_id: Id
+    number: int
+    phase: TrialPhase
+    verdict: Verdict
+    production: int | None = None
+    reason: Reason
+    figures: Figures = {}
+
+
+class TrialEnded(EventStamp):
+    """A trial ended without a verdict."""
+
+    type: Literal["trial-ended"] = "trial-ended"
+    trial_id: Id
+    number: int
+    phase: TrialPhase
+    cause: EndCause

@@ -30,7 +30,8 @@ async def scores_of(grader: str, answered: Iterable[AnsweredItem], patience_s: f
 
 
 async def _score(process: asyncio.subprocess.Process, grader: str, number: int, one: AnsweredItem, patience_s: float) -> float:
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         async with asyncio.timeout(patience_s):
             process.stdin.write(one.encode() + b"\n")

@@ -12,8 +12,23 @@ from mint_stream.catalog.decide import decide
 from mint_stream.catalog.deletion import revision_keys
 from mint_stream.catalog.state import AdapterState, Decision
 from mint_stream.messages.adapters import AdapterCommand, Head, head_key, revision_key, spent_key
+from mint_stream.messages.gates import Trial
 from mint_stream.messages.shared import CatalogPosition
-from tests.adapter_commands import BASE, NOW_MS, announce, claim, delete, promote, quarantine, retire, roll_back, set_canary, set_rule
+from tests.adapter_commands import (
+    BASE,
+    GATE,
+    NOW_MS,
+    announce,
+    claim,
+    delete,
+    judge,
+    promote,
+    quarantine,
+    retire,
+    roll_back,
+    set_canary,
+    set_rule,
+)
 
 ADAPTER = "a"
 NUMBERS = st.integers(1, 6)
@@ -135,6 +150,32 @@ class Registrar(RuleBasedStateMachine):
     def set_rule(self, chosen: str) -> None:
         self.give(set_rule(ADAPTER, chosen))
 
+    @rule(canary=st.booleans())
+    def set_gate(self, canary: bool) -> None:
+        self.give(set_rule(ADAPTER, "gated", gate=GATE if canary else GATE.model_copy(update={"canary": None})))
+
+    @rule(verdict=st.sampled_from(["promote", "start-canary", "reject", "roll-back", "give-up"]), compared=st.none() | NUMBERS)
+    def judge_the_candidate(self, verdict: str, compared: int | None) -> None:
+        head = self.catalog.head(ADAPTER)
+        trial = head.trial if head is not None else None
+        if head is None or trial is None:
+            return
+        production = head.aliases.get("production")
+        done = self.give(judge(ADAPTER, trial, verdict, compared)).head is not None
+        if done and trial.phase == "gate":
+            assert compared == production, "a comparison with another production decides nothing"
+        if done and verdict == "promote":
+            assert self.aliases()["production"] == trial.number
+        elif done:
+            assert self.aliases() == head.aliases
+        if done:
+            assert self.give(judge(ADAPTER, trial, verdict, compared)).head is None, "a verdict counts once"
+
+    @rule()
+    def judge_a_trial_that_is_over(self) -> None:
+        stranger = Trial(trial_id="over", number=1, phase="canary", since_ms=NOW_MS)
+        assert self.give(judge(ADAPTER, stranger, "promote")).head is None
+
     @rule(number=st.none() | NUMBERS)
     def set_canary(self, number: int | None) -> None:
         production = self.aliases().get("production")
@@ -189,6 +230,18 @@ class Registrar(RuleBasedStateMachine):
         if hasattr(self, "catalog"):
             for alias in self.aliases():
                 assert self.catalog.resolve(f"{ADAPTER}@{alias}").state == "announced"
+
+    @invariant()
+    def a_trial_is_of_a_servable_revision_that_is_not_production(self) -> None:
+        head = self.catalog.head(ADAPTER) if hasattr(self, "catalog") else None
+        if head is None or head.trial is None:
+            return
+        assert head.rule == "gated"
+        assert head.gate is not None
+        assert self.catalog.revision(ADAPTER, head.trial.number).state == "announced"
+        assert head.aliases.get("production", 0) != head.trial.number <= head.tried
+        if head.trial.phase == "canary":
+            assert head.canary.number == head.trial.number
 
     @invariant()
     def a_canary_is_served_and_is_not_production(self) -> None:
