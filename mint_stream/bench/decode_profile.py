@@ -48,7 +48,9 @@ def _prefilled(runner: Runner, base: ResidentBase, work: Workload) -> list[Runni
     for key, prompt in enumerate(work.prompts):
         asked = Generation(str(key), prompt, Sampling(max_tokens=work.new_tokens), 0, blocks[work.adapter_of(key)])
         sequences.append(RunningSequence(key, asked, lambda _: "", submitted_at_s=0.0))
-        sequences[-1].slot = runner.cache.take(reuse=False).slot
+        found = runner.cache.take(reuse=False)
+        assert found is not None
+        sequences[-1].slot = found.slot
         _advance(runner.run([(Rows(key, 0, len(prompt), samples=True), sequences[-1])]))
     return sequences
 

@@ -56,6 +56,7 @@ class _Plan:
     left: int
     rows: dict[int, Rows] = field(default_factory=dict)
     admitted: list[int] = field(default_factory=list)
+    out_of_memory: bool = False
 
     def advance(self, running: _Running, count: int) -> None:
         """`count` more rows for this sequence."""
@@ -72,10 +73,11 @@ class Batcher:
     Admission prefers sequences whose adapter already runs, as long as nobody older has waited `ageing_s`.
     """
 
-    def __init__(self, budgets: Budgets, begin: Callable[[int], int] = lambda _: 0) -> None:
-        """`begin(key)` is called once, when a sequence gets its slot, and gives how many of its prompt's tokens are computed already.
+    def __init__(self, budgets: Budgets, begin: Callable[[int], int | None] = lambda _: 0) -> None:
+        """`begin(key)` is called when a sequence may have a slot, and gives how many of its prompt's tokens are computed already.
 
-        That is less than all: the prompt's last token has to be computed to draw the next one.
+        That is less than all: the prompt's last token has to be computed to draw the next one. None: there is no memory for it now. Then
+        nobody else is admitted in this step, and once it has waited `ageing_s` nobody who came later, until there is.
         """
         self.budgets = budgets
         self._begin = begin
@@ -83,6 +85,8 @@ class Batcher:
         self._running: dict[int, _Running] = {}
         self._lanes: dict[Lane, _Queue] = {"online": _Queue(), "bulk": _Queue()}
         self._deadlines: list[tuple[float, int]] = []
+        self._short: Waiting | None = None
+        """Who found no memory last."""
 
     @property
     def waiting(self) -> int:
@@ -127,18 +131,29 @@ class Batcher:
     def _prefill(self, lane: Lane, plan: "_Plan", now_s: float, kept: int = 0) -> None:
         """Spend the rows that are left, but for those kept, on the lane's prompts, running ones first, then newly admitted ones."""
         started = [running for running in self._of(lane) if running.prompt_left]
-        while plan.left > kept and (running := started.pop(0) if started else self._admit(lane, plan.admitted, now_s)) is not None:
+        while plan.left > kept and (running := started.pop(0) if started else self._admit(lane, plan, now_s)) is not None:
             plan.advance(running, min(plan.left - kept, running.prompt_left))
 
-    def _admit(self, lane: Lane, admitted: list[int], now_s: float) -> _Running | None:
+    def _admit(self, lane: Lane, plan: "_Plan", now_s: float) -> _Running | None:
         chosen = self._choose_online(now_s) if lane == "online" else self._choose_bulk(now_s)
-        if chosen is None:
+        if chosen is None or plan.out_of_memory or self._must_wait(chosen, now_s):
+            return None
+        computed = self._begin(chosen.key)
+        if computed is None:
+            self._short, plan.out_of_memory = chosen, True
             return None
         del self._waiting[chosen.key]
         self._lanes[lane].remove(chosen)
-        self._running[chosen.key] = running = _Running(chosen, self._begin(chosen.key))
-        admitted.append(chosen.key)
+        self._running[chosen.key] = running = _Running(chosen, computed)
+        plan.admitted.append(chosen.key)
         return running
+
+    def _must_wait(self, chosen: Waiting, now_s: float) -> bool:
+        """Whether somebody who came earlier, and has aged, is still without memory."""
+        short = self._short
+        if short is None or short.key not in self._waiting:
+            return False
+        return self._aged(short, now_s) and chosen.arrived_at_s > short.arrived_at_s
 
     def _of(self, lane: Lane) -> list[_Running]:
         return [running for running in self._running.values() if running.waiting.lane == lane]

@@ -33,16 +33,18 @@ class Engine:
         context_tokens: int | None = None,
         threads: int | None = None,
         reuse_prefixes: bool = True,
+        kv_cache_bytes: int | None = None,
     ) -> None:
         """`context_tokens`: the longest sequence, at most (and by default) the base's. `threads`: for torch; None leaves its default.
 
         `reuse_prefixes`: prompts that begin like earlier ones of the same revision are not computed again from there.
 
-        The cache has max_num_seqs · context_tokens places; on a CPU it costs memory only for those that sequences have reached.
+        The cache has max_num_seqs · context_tokens places; on a CPU it costs memory only for those that sequences have reached. With
+        `kv_cache_bytes` it has pages, of no more bytes than that, and sequences wait while there are none for the whole of them.
         """
         self._base, self._threads = base, threads
         self.context_tokens = min(context_tokens or base.context_tokens, base.context_tokens)
-        self._runner = Runner(base, budgets.max_num_seqs, self.context_tokens)
+        self._runner = Runner(base, budgets.max_num_seqs, self.context_tokens, kv_cache_bytes)
         self._steps = StepLoop(self._runner, budgets, self._decode, base.eos_tokens, self._post, reuse_prefixes)
         self._asked: dict[int, _Asked] = {}
         self._keys = itertools.count()

@@ -39,7 +39,7 @@ class SlottedCache(PassCache):
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @torch.inference_mode()
-    def take(self, maker: Hashable = None, tokens: Sequence[int] = (), reuse: bool = True) -> Reuse:
+    def take(self, maker: Hashable = None, tokens: Sequence[int] = (), reuse: bool = True, length: int | None = None) -> Reuse:
         """A slot for a sequence that `maker` (whose weights: a digest) computes, and how many of its `tokens` are in it already.
 
         What another slot holds of the same beginning by the same maker is copied; the last of `tokens` is never among it.
@@ -67,10 +67,11 @@ class SlottedCache(PassCache):
                 side[slot, : self._contents.computed(slot)].zero_()
         self._contents.release(slot, keep)
 
-    def place(self, pass_: Pass) -> None:
+    def place(self, pass_: Pass, into: Tensor | None = None) -> None:
         """Where the rows of the next pass are written."""
         rows = [span.slot * self.slot_tokens + position for span in pass_.spans for position in range(span.position, span.length)]
-        self._rows = torch.tensor(rows, dtype=torch.long, device=self._device)
+        fresh = torch.tensor(rows, dtype=torch.long, device=self._device)
+        self._rows = fresh if into is None else into.copy_(fresh)
 
     def state(self, name: object, like: Tensor | None = None) -> Tensor:
         """[slots, ...] under `name`; made of the shape of `like` [sequences, ...] at first. A slot taken anew has its last one's."""
@@ -84,6 +85,13 @@ class SlottedCache(PassCache):
         """Keys and values, each [slots, kv_heads, tokens, width], as views."""
         keys, values = self._stored[index]
         return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def gathered(self, index: int, pass_: Pass) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, kv_heads, cached rows, width] of all that the pass's sequences have, one sequence after the other."""
+        keys, values = (
+            torch.cat([stored[span.slot : span.slot + 1, :, : span.length] for span in pass_.spans], dim=2) for stored in self.layer(index)
+        )
+        return keys, values
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write this pass's keys and values [1, kv_heads, rows, width] to the places of `place`; give them back."""

@@ -10,8 +10,10 @@ from mint_stream.engine.adapter_rows import Placing, SideBySide, Slots, WhereThe
 from mint_stream.engine.batcher import Rows
 from mint_stream.engine.kv_cache import SlottedCache
 from mint_stream.engine.logprobs import token_logprobs
+from mint_stream.engine.paged_cache import PagedCache
 from mint_stream.engine.sampler import choose
 from mint_stream.engine.sequence import RunningSequence
+from mint_stream.engine.sequence_cache import SequenceCache
 from mint_stream.kernels import Segments
 from mint_stream.model.base import ResidentBase
 from mint_stream.model.forward import PackedModel
@@ -22,11 +24,12 @@ from mint_stream.model.trial import LENGTHS, check_packing
 class Runner:
     """The model, its cache, and the adapter sets in use. Lives on the engine's thread."""
 
-    def __init__(self, base: ResidentBase, slots: int, slot_tokens: int) -> None:
+    def __init__(self, base: ResidentBase, slots: int, slot_tokens: int, kv_cache_bytes: int | None = None) -> None:
+        """`kv_cache_bytes`: keys and values in pages of no more than that (from `warm_up` on), as devices want them; None: in slots."""
         self._packed = PackedModel(base.model, base.linears, base.output_head)
-        self.cache = SlottedCache(slots, slot_tokens, base.dtype, base.device)
-        self._placing: Placing = SideBySide(slots) if base.device.type == "cpu" else WhereTheyAre()
-        self._dtype = base.dtype
+        self._dtype, self._kv_cache_bytes = base.dtype, kv_cache_bytes
+        self.cache: SequenceCache = self._cache_of(slots, slot_tokens)
+        self._placing: Placing = SideBySide(slots) if kv_cache_bytes is None else WhereTheyAre()
         self.max_adapters_in_step = 0
 
     @torch.inference_mode()
@@ -34,8 +37,13 @@ class Runner:
         """Two sequences, a prefill and a decode step: libraries choose their kernels and the cache's memory is mapped.
 
         Raises BaseUnusable when packed passes of this base are not what the stock model computes."""
-        check_packing(self._packed, SlottedCache(len(LENGTHS), max(LENGTHS), self._dtype, self._packed.device))
-        slots = [self.cache.take().slot, self.cache.take().slot]
+        trial = self._cache_of(len(LENGTHS), max(LENGTHS))
+        for _ in LENGTHS:
+            trial.take()
+        check_packing(self._packed, trial)
+        if isinstance(self.cache, PagedCache) and isinstance(trial, PagedCache) and self._kv_cache_bytes is not None:
+            self.cache.limit(self._kv_cache_bytes // trial.page_bytes)
+        slots = [found.slot for _ in range(2) if (found := self.cache.take(length=9)) is not None]
         for rows, position in ((8, 0), (1, 8)):
             spans = tuple(Span(at * rows, (at + 1) * rows, position, slot) for at, slot in enumerate(slots))
             pass_ = Pass((0,) * rows * 2, spans, (rows - 1, 2 * rows - 1), Segments((), 2 * rows))
@@ -44,6 +52,10 @@ class Runner:
         for slot in slots:
             self.cache.advance(slot, 9)
             self.cache.release(slot)
+
+    def _cache_of(self, slots: int, slot_tokens: int) -> SequenceCache:
+        kind = SlottedCache if self._kv_cache_bytes is None else PagedCache
+        return kind(slots, slot_tokens, self._dtype, self._packed.device)
 
     @torch.inference_mode()
     def run(self, work: Sequence[tuple[Rows, RunningSequence]]) -> list[tuple[RunningSequence, int | None]]:

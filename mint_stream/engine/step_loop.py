@@ -121,11 +121,14 @@ class StepLoop:
             self.steps += 1
         return outcomes
 
-    def _begin(self, key: int) -> int:
-        """Give a sequence its slot: how many of its prompt's tokens are in it already."""
+    def _begin(self, key: int) -> int | None:
+        """Give a sequence its slot: how many of its prompt's tokens are in it already. None: there is no memory for it now."""
         sequence = self._sequences[key]
         scored = sequence.generation.sampling.prompt_logprobs is not None  # their rows have to be computed
-        found = self._runner.cache.take(sequence.maker, sequence.tokens, reuse=self._reuse_prefixes and not scored)
+        longest = len(sequence.tokens) + sequence.generation.sampling.max_tokens
+        found = self._runner.cache.take(sequence.maker, sequence.tokens, self._reuse_prefixes and not scored, longest)
+        if found is None:
+            return None
         sequence.slot, sequence.reused_tokens, sequence.admitted_at_s = found.slot, found.tokens, time.monotonic()
         return found.tokens
 

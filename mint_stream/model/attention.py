@@ -12,11 +12,11 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from mint_stream.errors import BaseUnusable
-from mint_stream.kernels.attention import Rule, packed_attention, takes_attention
+from mint_stream.kernels.attention import Rule, packed_attention, paged_attention, takes_attention
 from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
 from mint_stream.model.attend import many, one, split
 from mint_stream.model.latent import attend_latents, is_latent
-from mint_stream.model.passes import KeyValues, Pass
+from mint_stream.model.passes import KeyValues, Pages, Pass
 
 NAME = "mint"
 _HARMLESS = {"is_causal", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits"}
@@ -67,6 +67,8 @@ def mint_attention(
     if mint_cache is None:
         return _whole(query, key, value, rule, mint_pass)[None], None
     stored = mint_cache.layer(int(module.layer_idx))  # type: ignore[arg-type]  # torch types every attribute of a module as Tensor
+    if isinstance(stored, Pages):
+        return _paged(query, stored, rule, mint_pass)[None], None
     together, alone = mint_pass.shared("split", lambda: split(mint_pass))
     out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
     for span in alone:
@@ -82,6 +84,17 @@ def _whole(query: Tensor, key: Tensor, value: Tensor, rule: Rule, pass_: Pass) -
     if takes_attention(q, k, v):
         return packed_attention(q, k, v, pass_.shared("whole spans", lambda: _sequences(pass_)), rule)
     return torch.cat([one(span, query, key, value, None, rule, pass_) for span in pass_.spans])
+
+
+def _paged(query: Tensor, stored: Pages, rule: Rule, pass_: Pass) -> Tensor:
+    """[T, heads, value width] of spans whose keys and values are in pages, their own rows among them."""
+    spans = pass_.shared("paged spans", lambda: _spans(pass_))
+    return paged_attention(query[0].transpose(0, 1), stored.keys, stored.values, stored.table, spans, rule)
+
+
+def _spans(pass_: Pass) -> PagedSpans:
+    spans = (PagedSpan(span.start, span.end, span.position, span.slot) for span in pass_.spans)
+    return PagedSpans(tuple(spans), len(pass_.tokens))
 
 
 def _sequences(pass_: Pass) -> PagedSpans:

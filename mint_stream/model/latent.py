@@ -44,8 +44,7 @@ class LatentCache(PassCache):
         fresh = self._cache.update(keys, values, layer_idx)
         if layer_idx not in self._layers:
             return fresh
-        stored_keys, stored_values = self._cache.layer(layer_idx)
-        return self._gathered(stored_keys), self._gathered(stored_values)
+        return self._cache.gathered(layer_idx, self._pass)
 
     def update_indexer(self, keys: Tensor, layer_idx: int) -> Tensor:
         """Write an indexer's keys [1, rows, width]; give back those of all cached rows.
@@ -54,10 +53,7 @@ class LatentCache(PassCache):
         """
         mine, half = -1 - layer_idx, keys.shape[-1] // 2
         self._cache.update(keys[:, None, :, :half], keys[:, None, :, half:], mine)
-        return torch.cat([self._gathered(side)[0] for side in self._cache.layer(mine)], dim=-1)
-
-    def _gathered(self, stored: Tensor) -> Tensor:
-        return torch.cat([stored[span.slot : span.slot + 1, :, : span.length] for span in self._pass.spans], dim=2)
+        return torch.cat([side[0] for side in self._cache.gathered(mine, self._pass)], dim=-1)
 
 
 def visible(pass_: Pass, device: torch.device) -> Tensor:

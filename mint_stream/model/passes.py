@@ -65,11 +65,24 @@ class AdapterSet:
 NO_ADAPTERS = AdapterSet(())
 
 
+@dataclass(frozen=True)
+class Pages:
+    """A layer's keys and values, each [pages, page tokens, kv_heads, width]; a sequence's own are in the pages of its line of `table`."""
+
+    keys: Tensor
+    values: Tensor
+    table: Tensor
+    """int32 [slots, pages a sequence]"""
+
+
 class KeyValues(Protocol):
     """Where attention reads what earlier passes wrote."""
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, each [slots, kv_heads, tokens, width]."""
+    def layer(self, index: int) -> tuple[Tensor, Tensor] | Pages:
+        """Keys and values of a layer, each [slots, kv_heads, tokens, width], or in pages."""
+
+    def gathered(self, index: int, pass_: "Pass") -> tuple[Tensor, Tensor]:
+        """Keys and values [1, kv_heads, cached rows, width] of all that the pass's sequences have, one sequence after the other."""
 
     def state(self, name: object, like: Tensor | None = None) -> Tensor:
         """[slots, ...]: what layers keep of a sequence besides keys and values. Made of the shape of `like` [sequences, ...] at first."""

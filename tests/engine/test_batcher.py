@@ -41,7 +41,8 @@ arrivals = st.lists(
 class _Run:
     """Drives a batcher one step a second until all arrivals are finished, keeping what a law may look at."""
 
-    def __init__(self, arrivals: list[_Arrival], budgets: Budgets = BUDGETS) -> None:
+    def __init__(self, arrivals: list[_Arrival], budgets: Budgets = BUDGETS, memory_tokens: int = 10_000) -> None:
+        self.memory_tokens = memory_tokens
         self.batcher = Batcher(budgets, self._begin)
         self.arrivals = sorted(arrivals, key=lambda arrival: arrival.at_step)
         self.asked: dict[int, Waiting] = {}
@@ -72,8 +73,12 @@ class _Run:
         self.waiting.add(key)
         self.batcher.add(self.asked[key])
 
-    def _begin(self, key: int) -> int:
-        """Some prompts are known in part."""
+    def _begin(self, key: int) -> int | None:
+        """Some prompts are known in part. Who does not fit into the memory beside those who run has to wait."""
+        sizes = [self.arrivals[one].prompt_tokens + self.arrivals[one].new_tokens for one in {*self.running, key} - set(self.ended)]
+        if sum(sizes) > self.memory_tokens:
+            return None
+        self.running.add(key)
         self.computed[key] = known = min(self.arrivals[key].known_tokens, self.arrivals[key].prompt_tokens - 1)
         return known
 
@@ -190,6 +195,41 @@ def test_when_all_have_left_nothing_is_remembered_of_them(arrivals: list[_Arriva
         pass
     for queue in run.batcher._lanes.values():
         assert not queue.in_order and not queue.by_adapter
+
+
+@settings(deadline=None)
+@given(arrivals, st.integers(33, 80))
+def test_in_any_memory_that_holds_the_longest_everyone_has_their_turn(arrivals: list[_Arrival], memory_tokens: int) -> None:
+    run = _Run(arrivals, memory_tokens=memory_tokens)
+    for step in run.steps():
+        for key in step.admitted:
+            others = [run.asked[other] for other in run.waiting - {*step.admitted, *step.expired}]
+            older = [other for other in others if other.lane == run.asked[key].lane and other.arrived_at_s < run.asked[key].arrived_at_s]
+            assert all(run.now_s - other.arrived_at_s < BUDGETS.ageing_s for other in older)
+
+
+def test_who_finds_no_memory_and_has_aged_holds_back_those_who_came_later_in_both_lanes() -> None:
+    free = [2]
+
+    def begin(key: int) -> int | None:
+        needs = 2 if key == 1 else 1
+        if needs > free[0]:
+            return None
+        free[0] -= needs
+        return 0
+
+    batcher = Batcher(Budgets(max_num_seqs=4, max_num_batched_tokens=10, ageing_s=5.0), begin)
+    batcher.add(Waiting(0, 1, None, "online", 0.0))
+    assert batcher.step(0.0).admitted == (0,)
+    batcher.add(Waiting(1, 1, None, "online", 1.0))
+    batcher.add(Waiting(2, 1, None, "bulk", 2.0))
+    assert batcher.step(2.0).admitted == (), "no room for 1, so for nobody in this step"
+    free[0] = 1
+    assert batcher.step(7.0).admitted == (), "2 would fit, but 1 has aged"
+    free[0] = 2
+    assert batcher.step(8.0).admitted == (1,)
+    free[0] = 1
+    assert batcher.step(9.0).admitted == (2,)
 
 
 def test_a_running_adapter_is_preferred_to_a_new_one() -> None:

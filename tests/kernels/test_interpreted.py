@@ -16,6 +16,7 @@ MODULES = sorted((Path(__file__).parent / "interpreted").glob("*.py"))
 
 WHOLE = {
     "training": ("model/test_training_passes.py", "(pefts and (llama or gemma2 or mistral or qwen3_moe or deepseek_v3)) or same_bits"),
+    "engine": ("engine/test_paged_parity.py", "logits and gpt_oss"),
 }
 """Tests of whole models that hold for the Triton kernels too: where triton interprets, the dispatch chooses them by itself."""
 
