@@ -11,7 +11,7 @@ from mint_stream.cli.running import ask
 from mint_stream.cli.watching import watch_job
 from mint_stream.errors import InvalidJob
 from mint_stream.messages.adapters import PromotionRule
-from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingEvent, TrainingJob
+from mint_stream.messages.training import Hyperparameters, LoraSettings, Method, TrainingEvent, TrainingJob
 from mint_stream.settings import Settings
 
 jobs = typer.Typer(no_args_is_help=True, help="Submit, watch, cancel and list training jobs.")
@@ -24,6 +24,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 def submit(
     adapter_id: Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter to train.")],
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="JSON lines: a file, which is put into the store, or a uri.")],
+    method: Annotated[Method, typer.Option(help="sft: learn what the lines say; dpo: prefer `chosen` to `rejected`.")] = "sft",
+    dpo_beta: Annotated[float, typer.Option(help="How much a preference outweighs staying near the start; dpo only.")] = 0.1,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr")] = 2e-4,
@@ -68,12 +70,14 @@ def submit(
         warmup_steps=warmup_steps,
         schedule=schedule,
         max_length_tokens=max_length,
+        dpo_beta=dpo_beta,
     )
     job = made(
         TrainingJob,
         InvalidJob,
         job_id=job_id or new_id(),
         adapter_id=adapter_id,
+        method=method,
         dataset_uri=dataset,
         lora=lora,
         hyperparameters=hyperparameters,

@@ -8,6 +8,8 @@ from mint_stream.messages.adapters import PromotionRule, RevisionNumber
 from mint_stream.messages.record import Record
 from mint_stream.messages.shared import EpochMs, ErrorBody, Id, Name, Reason
 
+Method = Literal["sft", "dpo"]
+
 
 class LoraSettings(Record):
     """What the adapter looks like, in PEFT's configuration terms."""
@@ -36,6 +38,8 @@ class Hyperparameters(Record):
     """What a line longer than `max_length_tokens` does: rejects the job by its number, or is cut at the end."""
     micro_batch_tokens: int = Field(default=1024, ge=2)
     """A batch goes through the base in pieces of at most this many tokens; a longer line goes alone. Part of the job's arithmetic."""
+    dpo_beta: float = Field(default=0.1, gt=0)
+    """How much a preference outweighs staying near the job's start; dpo only."""
 
 
 class TrainingJob(Record):
@@ -44,9 +48,10 @@ class TrainingJob(Record):
     job_id: Id
     tenant: Name = "default"
     adapter_id: Name
-    method: Literal["sft"] = "sft"
+    method: Method = "sft"
+    """sft learns what its lines say; dpo learns to prefer the chosen answer to the rejected one, compared with the job's start."""
     dataset_uri: str = Field(max_length=4096)
-    """JSON lines, each `{"messages": [...]}` or `{"prompt": ..., "completion": ...}`."""
+    """JSON lines, for sft `{"messages": [...]}` or `{"prompt": ..., "completion": ...}`, for dpo messages or prompt, chosen, rejected."""
     lora: LoraSettings = LoraSettings()
     hyperparameters: Hyperparameters
     seed: int = Field(default=0, ge=0, lt=2**63)

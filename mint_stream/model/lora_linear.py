@@ -58,6 +58,8 @@ class LoraSites:
     def __init__(self, model: nn.Module, paths: Mapping[str, object], head: str | None = "lm_head") -> None:
         """Replace the linear layers at `paths`. `head` names the one whose rows are the pass's selected rows."""
         self.current: ContextVar[Pass | None] = ContextVar("mint_pass", default=None)
+        self.paths = frozenset(paths) - {head}
+        """All but the head, whose rows are no pass's."""
         anchor = torch.zeros((), requires_grad=True)
         for path in paths:
             parent, _, name = path.rpartition(".")

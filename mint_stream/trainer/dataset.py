@@ -1,13 +1,14 @@
-"""Supervised datasets: JSON lines to token ids with a weight for each token, and the order in which a job sees them.
+"""Datasets: JSON lines to token ids with a weight for each token.
 
-A line is `{"messages": [...]}` (chat, through the tokenizer's own template; assistant turns are learned) or
-`{"prompt": ..., "completion": ...}` (plain text; the completion and an end-of-sequence token are learned). A dataset is read whole before
-anything starts: the first line that cannot be used raises InvalidDataset with its number.
+For `sft` a line is `{"messages": [...]}` (chat, through the tokenizer's own template; assistant turns are learned) or
+`{"prompt": ..., "completion": ...}` (plain text; the completion and an end-of-sequence token are learned). For `dpo` it is
+`{"messages" or "prompt": ..., "chosen": ..., "rejected": ...}`: two answers, of which the first is preferred. A dataset is read whole
+before anything starts: the first line that cannot be used raises InvalidDataset with its number.
 """
 
 import hashlib
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -18,6 +19,8 @@ from pydantic_core import from_json
 from mint_stream.errors import InvalidDataset
 from mint_stream.messages.inference import ChatMessage
 from mint_stream.messages.record import Record
+from mint_stream.messages.training import Method
+from mint_stream.trainer.examples import Example, Learnable, Preference
 
 TooLong = Literal["refuse", "truncate"]
 
@@ -46,34 +49,50 @@ class CompletionLine(Record):
     completion: str
 
 
-@dataclass(frozen=True)
-class Example:
-    """One sequence. `weights[i]` is how much predicting `tokens[i]` from those before it counts; the first is always 0."""
+class PreferenceLine(Record):
+    """A plain text and two answers to it."""
 
-    tokens: tuple[int, ...]
-    weights: tuple[float, ...]
+    prompt: str
+    chosen: str
+    rejected: str
 
-    @property
-    def learned(self) -> float:
-        """The sum of the weights."""
-        return sum(self.weights)
+
+class ChatPreferenceLine(Record):
+    """A conversation and two answers of the assistant to it."""
+
+    messages: tuple[ChatMessage, ...]
+    chosen: str
+    rejected: str
+
+
+Line = ChatLine | CompletionLine | PreferenceLine | ChatPreferenceLine
+METHOD_LINES: dict[Method, tuple[type[Line], type[Line], str]] = {
+    "sft": (ChatLine, CompletionLine, '{"messages": [...]} or {"prompt": ..., "completion": ...}'),
+    "dpo": (ChatPreferenceLine, PreferenceLine, '{"messages" or "prompt": ..., "chosen": ..., "rejected": ...}'),
+}
+"""By method: a line with messages, a line with a prompt, and both in words."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """The examples of a job, whole and valid, and the digest of the bytes they came from."""
 
-    examples: tuple[Example, ...]
+    examples: tuple[Learnable, ...]
     digest: str
 
 
-def read_dataset(text: bytes, tokenizer: ChatTokenizer, max_length_tokens: int, too_long: TooLong = "refuse") -> Dataset:
-    """Every line of `text` as an Example. Blank lines and a byte order mark are skipped. Raises InvalidDataset by line."""
-    examples: list[Example] = []
+def read_dataset(
+    text: bytes, tokenizer: ChatTokenizer, max_length_tokens: int, too_long: TooLong = "refuse", method: Method = "sft"
+) -> Dataset:
+    """Every line of `text` as the method learns it. Blank lines and a byte order mark are skipped. Raises InvalidDataset by line.
+
+    `max_length_tokens` holds for each sequence.
+    """
+    examples: list[Learnable] = []
     for number, line in enumerate(text.removeprefix(BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             try:
-                examples.append(_fit(_example(line, tokenizer), max_length_tokens, too_long))
+                examples.append(_learnable(_parse(line, method), tokenizer, lambda one: _fit(one, max_length_tokens, too_long)))
             except InvalidDataset as error:
                 raise InvalidDataset(f"line {number}: {error}") from error
     if not examples:
@@ -81,24 +100,48 @@ def read_dataset(text: bytes, tokenizer: ChatTokenizer, max_length_tokens: int, 
     return Dataset(tuple(examples), hashlib.sha256(text).hexdigest())
 
 
-def _example(line: bytes, tokenizer: ChatTokenizer) -> Example:
-    parsed = _parse(line)
-    return _chat(parsed, tokenizer) if isinstance(parsed, ChatLine) else _completion(parsed, tokenizer)
+def _learnable(line: Line, tokenizer: ChatTokenizer, fit: Callable[[Example], Example]) -> Learnable:
+    match line:
+        case ChatLine():
+            return fit(_chat(line, tokenizer))
+        case CompletionLine():
+            return fit(_completion(line, tokenizer))
+        case PreferenceLine():
+            plain = [CompletionLine(prompt=line.prompt, completion=answer) for answer in (line.chosen, line.rejected)]
+            return Preference(*(fit(_completion(one, tokenizer)) for one in plain))
+        case ChatPreferenceLine():
+            return Preference(*(fit(_answer(line.messages, answer, tokenizer)) for answer in (line.chosen, line.rejected)))
 
 
-def _parse(line: bytes) -> ChatLine | CompletionLine:
+def _parse(line: bytes, method: Method) -> Line:
     try:
         value = from_json(line)  # which bounds its depth and refuses text that no tokenizer takes
     except ValueError as error:
         raise InvalidDataset(f"not JSON: {error}") from error
+    chat, plain, words = METHOD_LINES[method]
     if not isinstance(value, dict) or not ({"messages", "prompt"} & value.keys()):
-        raise InvalidDataset('a line is {"messages": [...]} or {"prompt": ..., "completion": ...}')
-    kind = ChatLine if "messages" in value else CompletionLine
+        raise InvalidDataset(f"a line is {words}")
+    kind = chat if "messages" in value else plain
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         raise InvalidDataset(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+
+
+def _answer(messages: tuple[ChatMessage, ...], answer: str, tokenizer: ChatTokenizer) -> Example:
+    """The conversation with one more turn, the only one that is learned."""
+    if not answer:
+        raise InvalidDataset("chosen and rejected must not be empty")
+    example = _chat(ChatLine(messages=(*messages, ChatMessage(role="assistant", content=answer))), tokenizer)
+    last = _last_run(example.weights)
+    return Example(example.tokens, (0.0,) * last + example.weights[last:])
+
+
+def _last_run(weights: Sequence[float]) -> int:
+    """Where the last unbroken run of weights begins."""
+    end = max(place for place, weight in enumerate(weights) if weight)
+    return max((place + 1 for place in range(end) if not weights[place]), default=0)
 
 
 def _completion(line: CompletionLine, tokenizer: ChatTokenizer) -> Example:

@@ -1,42 +1,62 @@
-"""The loss of a language model on weighted tokens, without ever holding the logits of a whole pass.
+"""The losses of training, each a sum over tokens (DPO: over pairs) that is minimised.
 
-    loss = -sum_i w_i * log softmax(head(h_i))[t_i] / W        h [N, H], t [N], w [N]
+w weight, logp current and q behaviour log-probability, A advantage, r = exp(logp - q), sg stop-gradient.
 
-With W the sum of the weights of the job's whole batch, so micro-batches add up to the batch's mean over its weighted tokens.
+    cross-entropy         -Σ w·logp
+    importance sampling   -Σ w·r·A
+    PPO                   -Σ w·min(r·A, clamp(r, 0.8, 1.2)·A)
+    CISPO                 -Σ w·sg[clamp(r, 0, 4)]·logp·A
+    DPO                   -Σ log σ(β[(logπ_chosen - logref_chosen) - (logπ_rejected - logref_rejected)])
 """
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-ROWS_PER_CHUNK = 256
-"""At a vocabulary of 49,152 a chunk's fp32 logits take 48 MiB."""
-
-
-def chunked_loss(
-    hidden: Tensor, head: Callable[[Tensor, slice], Tensor], targets: Tensor, weights: Tensor, rows: int = ROWS_PER_CHUNK
-) -> tuple[Tensor, Tensor]:
-    """The sum of weighted negative log-likelihoods (a scalar, fp32) and its gradient for `hidden` ([N, H], in its dtype).
-
-    `head` gets a chunk of hidden states and which rows they are. Backward runs chunk by chunk here, so one chunk's logits live at a
-    time; adapters inside `head` get their gradients on the way.
-    """
-    gradient = torch.empty_like(hidden)
-    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    for start in range(0, hidden.shape[0], rows):
-        part = slice(start, start + rows)
-        chunk = hidden[part].detach().requires_grad_(True)
-        loss = weighted_nll(head(chunk, part), targets[part], weights[part])
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-        gradient[part] = cast(Tensor, chunk.grad)
-        total += loss.detach()
-    return total, gradient
+PPO_RANGE = (0.8, 1.2)
+CISPO_LIMIT = 4.0
+GROUP_EPSILON = 1e-6
 
 
-def weighted_nll(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """-sum_i w_i * log softmax(logits_i)[t_i] in fp32, for logits [N, V], targets [N], weights [N]."""
+def logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(logits_i)[t_i] in fp32, for logits [N, V] and targets [N]."""
     wide = logits.float()
-    chosen = wide.gather(1, targets[:, None]).squeeze(1)
-    return ((torch.logsumexp(wide, dim=1) - chosen) * weights).sum()
+    return wide.gather(1, targets[:, None]).squeeze(1) - torch.logsumexp(wide, dim=1)
+
+
+def cross_entropy(logp: Tensor, weights: Tensor) -> Tensor:
+    """-Σ w·logp"""
+    return -(logp * weights).sum()
+
+
+def importance_sampling(logp: Tensor, weights: Tensor, behaviour: Tensor, advantages: Tensor) -> Tensor:
+    """-Σ w·r·A"""
+    return -(weights * torch.exp(logp - behaviour) * advantages).sum()
+
+
+def ppo(logp: Tensor, weights: Tensor, behaviour: Tensor, advantages: Tensor) -> Tensor:
+    """-Σ w·min(r·A, clamp(r, 0.8, 1.2)·A)"""
+    ratio = torch.exp(logp - behaviour)
+    return -(weights * torch.minimum(ratio * advantages, ratio.clamp(*PPO_RANGE) * advantages)).sum()
+
+
+def cispo(logp: Tensor, weights: Tensor, behaviour: Tensor, advantages: Tensor) -> Tensor:
+    """-Σ w·sg[clamp(r, 0, 4)]·logp·A"""
+    ratio = torch.exp(logp.detach() - behaviour).clamp(0.0, CISPO_LIMIT)
+    return -(weights * ratio * logp * advantages).sum()
+
+
+def dpo(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """-Σ log σ(β·margin), for the summed log-probabilities [pairs, (chosen, rejected)] of the policy and of the reference."""
+    gained = policy - reference
+    return -functional.logsigmoid(beta * (gained[:, 0] - gained[:, 1])).sum()
+
+
+def group_advantages(rewards: Sequence[float]) -> tuple[float, ...]:
+    """GRPO's advantages of the answers to one prompt: (reward - mean) / (std + 1e-6), std over n - 1. A single answer has 0."""
+    if len(rewards) < 2:
+        return (0.0,) * len(rewards)
+    group = torch.tensor(rewards, dtype=torch.float64)
+    return tuple(((group - group.mean()) / (group.std() + GROUP_EPSILON)).tolist())

@@ -45,6 +45,11 @@ class FlatAdapter:
             self.gradients += self._compute_gradients
             self._compute_gradients.zero_()
 
+    def forget(self) -> None:
+        """Gradients are zero again."""
+        self.gradients.zero_()
+        self._compute_gradients.zero_()
+
     def refresh(self) -> None:
         """Let kernels see the masters as they are now; gradients are zero again."""
         self.gradients.zero_()

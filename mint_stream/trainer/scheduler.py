@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from mint_stream.messages.training import Hyperparameters
-from mint_stream.trainer.dataset import Example
+from mint_stream.trainer.examples import Learnable
 
 
 def learning_rate(settings: Hyperparameters, step: int) -> float:
@@ -47,14 +47,14 @@ def _draw(seed: int, epoch: int, number: int) -> bytes:
     return hashlib.blake2b(f"{seed}/{epoch}/{number}".encode(), digest_size=16).digest()
 
 
-def micro_batches(examples: Sequence[Example], max_tokens: int) -> tuple[tuple[Example, ...], ...]:
+def micro_batches(examples: Sequence[Learnable], max_tokens: int) -> tuple[tuple[Learnable, ...], ...]:
     """Cut a batch, in order, into pieces of at most `max_tokens` tokens; an example longer than that goes alone."""
-    pieces: list[list[Example]] = []
+    pieces: list[list[Learnable]] = []
     room = 0
     for example in examples:
-        if not pieces or len(example.tokens) > room:
+        if not pieces or example.length > room:
             pieces.append([])
             room = max_tokens
         pieces[-1].append(example)
-        room -= len(example.tokens)
+        room -= example.length
     return tuple(tuple(piece) for piece in pieces)

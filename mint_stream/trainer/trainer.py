@@ -4,157 +4,130 @@ A pass packs whole micro-batches of different jobs side by side, each through it
 rows in its own order, so on a dense base a job ends in the same bits alone and in company.
 """
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from mint_stream.errors import BaseUnusable, TrainingDiverged
-from mint_stream.model.forward import PackedModel, Uncached
-from mint_stream.model.passes import AdapterSet, Pass, pack
-from mint_stream.trainer.losses import chunked_loss
+from mint_stream.errors import EngineFailed, TrainingDiverged
+from mint_stream.model.forward import PackedModel
+from mint_stream.model.passes import Pass
+from mint_stream.trainer.body import Body
+from mint_stream.trainer.exact_rows import exact_rows
+from mint_stream.trainer.examples import Preference
+from mint_stream.trainer.fairness import Offer, TokenRotation
+from mint_stream.trainer.objectives import chunked_loss
+from mint_stream.trainer.packing import Share, packed
 from mint_stream.trainer.run import MicroBatch, StepReport, TrainingRun
 
-MIN_ROWS = 4
-"""From four rows up a matrix product gives each row the same bits whatever else is in it. Two limits seen with MKL on AVX-512: with several
-threads a product over > 1,000 inputs is split by its rows up to 128 of them, and elementwise kernels round the last few of an array's
-numbers differently unless layer widths are multiples of 32. A job alone is exact in any case."""
+log = logging.getLogger(__name__)
 
-FILLER = ((0,) * MIN_ROWS, -1)
-PROBE_TOKENS = (1, 2, 3, 4, 5)
+TORCH_ERRORS = (RuntimeError, MemoryError, ValueError, TypeError, LookupError)
+"""What torch raises: out of memory, a token that is none, a bad shape."""
 
-
-@dataclass(frozen=True)
-class _Share:
-    """A job's micro-batch in a pass: which of the pass's rows are learned, what they should predict, and how much it counts."""
-
-    run: TrainingRun
-    rows: tuple[int, ...]
-    targets: Tensor
-    weights: Tensor
+Outcome = StepReport | TrainingDiverged | EngineFailed
 
 
 class Trainer:
     """Steps training runs on a resident base. Use from one thread."""
 
-    def __init__(self, packed: PackedModel, max_num_batched_tokens: int = 2048) -> None:
+    def __init__(self, packed_model: PackedModel, max_num_batched_tokens: int = 2048) -> None:
         """Raises BaseUnusable for a model whose logits are more than its head applied to its last hidden states."""
-        self._packed = packed
-        self._budget = max_num_batched_tokens
-        self._check_head()
+        self._body = Body(packed_model)
+        self.most_tokens = max_num_batched_tokens
+        """Of a micro-batch, and of a pass."""
+        self._rows = exact_rows(packed_model, max_num_batched_tokens)
+        self._rotation = TokenRotation()
+        self._suspects: list[TrainingRun] = []
 
-    def step(self, runs: Sequence[TrainingRun]) -> list[StepReport | TrainingDiverged]:
-        """One optimizer step of every run, in their order. A run that diverges gives its error and leaves the others alone."""
-        batches = [run.batch() for run in runs]
-        losses = [0.0] * len(runs)
-        for members in shared_passes([[piece.tokens for piece in batch] for batch in batches], self._budget):
-            pieces = [(runs[job], batches[job][piece]) for job, piece in members]
-            for (job, _), loss in zip(members, self._learn(pieces), strict=True):
-                losses[job] += loss
-        return [self._finish(run, batch, loss) for run, batch, loss in zip(runs, batches, losses, strict=True)]
+    def step(self, runs: Sequence[TrainingRun]) -> list[Outcome]:
+        """One optimizer step of every run, in their order. A run that fails gives its error and leaves the others alone."""
+        ended: dict[TrainingRun, Outcome] = {}
+        while waiting := [run for run in runs if run not in ended]:
+            ended |= self.advance(waiting)
+        return [ended[run] for run in runs]
 
-    def _finish(self, run: TrainingRun, batch: tuple[MicroBatch, ...], loss: float) -> StepReport | TrainingDiverged:
+    def advance(self, runs: Sequence[TrainingRun]) -> dict[TrainingRun, Outcome]:
+        """One pass, over pieces of these runs. Gives the runs whose step it ended, well or badly; the others' steps are in progress."""
+        chosen = self._choose(runs)
+        for run in chosen:
+            try:
+                self._refer(run)
+            except TORCH_ERRORS as error:
+                return {run: self._failed(run, error)}
         try:
-            return run.finish(batch, loss)
+            losses = self._learn([(run, run.piece) for run in chosen])
+        except TORCH_ERRORS as error:
+            return self._blamed(chosen, error)
+        taken = {run: self._take(run, loss) for run, loss in zip(chosen, losses, strict=True)}
+        return {run: outcome for run, outcome in taken.items() if outcome is not None}
+
+    def leave(self, run: TrainingRun) -> None:
+        """The run makes no more steps here."""
+        self._rotation.forget(run.job.job_id)
+        self._clear(run)
+
+    def _choose(self, runs: Sequence[TrainingRun]) -> list[TrainingRun]:
+        """Whose pieces go into the next pass. Who was in a pass that failed goes alone until its step is over."""
+        if alone := [run for run in self._suspects if run in runs]:
+            return alone[:1]
+        offers = [Offer(run.job.tenant, run.job.job_id, run.piece.tokens) for run in runs]
+        return [runs[place] for place in self._rotation.choose(offers, self._rows.most)]
+
+    def _take(self, run: TrainingRun, loss: float) -> Outcome | None:
+        try:
+            outcome: Outcome | None = run.take(loss)
         except TrainingDiverged as error:
-            return error
+            outcome = error
+        except TORCH_ERRORS as error:
+            outcome = self._failed(run, error)
+        if outcome is not None:
+            self._clear(run)
+        return outcome
+
+    def _blamed(self, runs: Sequence[TrainingRun], error: Exception) -> dict[TrainingRun, Outcome]:
+        """A pass failed. Alone, a run is at fault; in company, all begin their steps again, one by one, in the same bits."""
+        if len(runs) == 1:
+            return {runs[0]: self._failed(runs[0], error)}
+        log.warning("a pass of %d jobs failed, each goes alone now: %s", len(runs), error)
+        for run in runs:
+            run.restart()
+        self._suspects += [run for run in runs if run not in self._suspects]
+        return {}
+
+    def _failed(self, run: TrainingRun, error: Exception) -> EngineFailed:
+        log.error("job %s failed in torch", run.job.job_id, exc_info=error)
+        self._clear(run)
+        run.restart()
+        return EngineFailed(f"job {run.job.job_id} failed in torch at step {run.step + 1}: {type(error).__name__}: {error}")
+
+    def _clear(self, run: TrainingRun) -> None:
+        if run in self._suspects:
+            self._suspects.remove(run)
+
+    def _refer(self, run: TrainingRun) -> None:
+        """What DPO compares the next piece with, where it is not known yet: each pair by itself, so that it depends on nothing else."""
+        pairs = [one for one in run.piece.examples if isinstance(one, Preference)] if run.method == "dpo" else []
+        for pair in pairs:
+            if pair not in run.references:
+                run.references[pair] = self._body.summed(pair, run.start, self._rows.least)
 
     def _learn(self, pieces: Sequence[tuple[TrainingRun, MicroBatch]]) -> list[float]:
         """Forward and backward of one pass; each run's gradients grow by its piece. Gives the pieces' losses."""
-        pass_, shares = self._pack(pieces)
-        hidden = self._hidden(pass_)
+        pass_, shares = packed(pieces, self._body.device, self._rows.least)
+        hidden = self._body.hidden(pass_)
         gradient = torch.zeros_like(hidden)
         losses = [self._lose(pass_, share, hidden.detach(), gradient) for share in shares]
         hidden.backward(gradient)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-        for share in shares:
-            share.run.adapter.collect()
         return losses
 
-    def _lose(self, pass_: Pass, share: _Share, hidden: Tensor, gradient: Tensor) -> float:
+    def _lose(self, pass_: Pass, share: Share, hidden: Tensor, gradient: Tensor) -> float:
         rows = torch.tensor(share.rows, device=hidden.device)
 
         def head(chunk: Tensor, part: slice) -> Tensor:
-            return self._head(replace(pass_, selected=share.rows[part], scratch={}), chunk)
+            return self._body.head(replace(pass_, selected=share.rows[part], scratch={}), chunk)
 
-        total, gradient[rows] = chunked_loss(hidden[rows], head, share.targets, share.weights)
+        total, gradient[rows] = chunked_loss(hidden[rows], head, share.targets, share.objective)
         return float(total)
-
-    def _pack(self, pieces: Sequence[tuple[TrainingRun, MicroBatch]]) -> tuple[Pass, list[_Share]]:
-        sequences: list[tuple[Sequence[int], int]] = []
-        shares: list[_Share] = []
-        start = 0
-        for slot, (run, piece) in enumerate(pieces):
-            shares.append(self._share(run, piece, start))
-            sequences += [(example.tokens[:-1], slot) for example in piece.examples]
-            start += piece.tokens - len(piece.examples)
-        if start < MIN_ROWS:
-            sequences.append(FILLER)
-        adapters = AdapterSet([run.lora_weights(piece.number) for run, piece in pieces])
-        return pack(sequences, (), adapters=adapters, training=True), shares
-
-    def _share(self, run: TrainingRun, piece: MicroBatch, start: int) -> _Share:
-        rows: list[int] = []
-        targets: list[int] = []
-        weights: list[float] = []
-        for example in piece.examples:
-            for position in range(1, len(example.tokens)):
-                if example.weights[position]:
-                    rows.append(start + position - 1)
-                    targets.append(example.tokens[position])
-                    weights.append(example.weights[position] / piece.batch_weight)
-            start += len(example.tokens) - 1
-        device = self._packed.device
-        return _Share(run, tuple(rows), torch.tensor(targets, device=device), torch.tensor(weights, device=device))
-
-    def _hidden(self, pass_: Pass) -> Tensor:
-        """The last hidden states [T, H] of a pass, with gradients."""
-        device = self._packed.device
-        with self._packed.sites.applied(pass_), torch.set_grad_enabled(pass_.training):
-            output = self._packed.model.get_decoder()(  # type: ignore[operator]  # a method of every transformers model
-                input_ids=torch.tensor([pass_.tokens], device=device),
-                position_ids=torch.tensor([pass_.positions], device=device),
-                past_key_values=Uncached(),
-                use_cache=True,
-                mint_pass=pass_,
-                mint_cache=None,
-            )
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
-
-    def _head(self, pass_: Pass, hidden: Tensor) -> Tensor:
-        """Logits of the pass's selected rows, whose hidden states are `hidden`."""
-        with self._packed.sites.applied(pass_):
-            logits: Tensor = self._packed.model.get_output_embeddings()(hidden)  # type: ignore[operator]
-        cap = getattr(self._packed.model.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    def _check_head(self) -> None:
-        probe = pack([(PROBE_TOKENS, -1)])
-        with torch.no_grad():
-            ours = self._head(probe, self._hidden(probe))
-            stock = self._packed.forward(probe)
-        if not torch.allclose(ours.float(), stock.float(), rtol=1e-3, atol=1e-3):
-            raise BaseUnusable(
-                f"{type(self._packed.model).__name__} does more to its logits than the trainer knows of; it cannot be trained"
-            )
-
-
-def shared_passes(tokens: Sequence[Sequence[int]], budget: int) -> list[list[tuple[int, int]]]:
-    """Which micro-batches go together: passes of (job, piece), from the tokens of each job's pieces.
-
-    A job has at most one piece in a pass and its pieces keep their order; a pass exceeds `budget` tokens only when a piece alone does.
-    """
-    following = [0] * len(tokens)
-    passes: list[list[tuple[int, int]]] = []
-    while any(place < len(pieces) for place, pieces in zip(following, tokens, strict=True)):
-        members: list[tuple[int, int]] = []
-        room = budget
-        for job, pieces in enumerate(tokens):
-            place = following[job]
-            if place < len(pieces) and (not members or pieces[place] <= room):
-                members.append((job, place))
-                room -= pieces[place]
-                following[job] += 1
-        passes.append(members)
-    return passes

@@ -51,7 +51,11 @@ class Workshop:
         self._check_lengths(job)
         weights = self._fresh(job) if parent is None else self._continued(job, parent)
         dataset = self._dataset(job)
-        return Work(TrainingRun(job, dataset, FlatAdapter(weights, self._base.dtype, self._base.device)))
+        self._check_pieces(job, dataset)
+        run = TrainingRun(job, dataset, self._flat(weights))
+        if job.method == "dpo" and parent is not None:
+            run.start = self._flat(weights).lora_weights(lambda _path: None)
+        return Work(run)
 
     def resume(self, work: Work) -> Work:
         """The job at its furthest checkpoint, or as it is when it has none. Raises CorruptObject for one that is not whole."""
@@ -60,9 +64,9 @@ class Workshop:
         if found is None:
             return work
         check_same_job(found.manifest, job_digest(job), dataset.digest, self._base.digest)
-        adapter = FlatAdapter(found.weights, self._base.dtype, self._base.device)
-        run = TrainingRun(job, dataset, adapter, found.manifest.name.step, found.manifest.cursor)
+        run = TrainingRun(job, dataset, self._flat(found.weights), found.manifest.name.step, found.manifest.cursor)
         run.optimizer.restore(found.moments)
+        run.start = work.run.start
         same = found.manifest.numeric_fingerprint == self.fingerprint
         return Work(run, found.manifest.name, "exact" if same else "inexact", dict(found.manifest.metrics))
 
@@ -110,13 +114,27 @@ class Workshop:
         if longest > self._base.context_tokens:
             raise InvalidJob(f"job {job.job_id}: max_length_tokens {longest} exceeds the base's context of {self._base.context_tokens}")
 
+    def _check_pieces(self, job: TrainingJob, dataset: Dataset) -> None:
+        """A pass holds all activations of its tokens, so a job that would need a larger one than this trainer makes is refused."""
+        longest = max(example.length for example in dataset.examples)
+        asked = job.hyperparameters.micro_batch_tokens
+        largest = max(longest, min(asked, longest * job.hyperparameters.batch_size))
+        if largest > self._trainer.most_tokens:
+            raise InvalidJob(
+                f"job {job.job_id}: pieces of {largest} tokens (longest example {longest}, micro_batch_tokens {asked}) exceed the "
+                f"{self._trainer.most_tokens} of a pass here: lower them, or raise MINT_TRAINING__MAX_NUM_BATCHED_TOKENS"
+            )
+
+    def _flat(self, weights: AdapterWeights) -> FlatAdapter:
+        return FlatAdapter(weights, self._base.dtype, self._base.device)
+
     def _dataset(self, job: TrainingJob) -> Dataset:
         settings = job.hyperparameters
         try:
             text = self._read(job.dataset_uri)
         except InvalidRequest as error:
             raise InvalidDataset(f"job {job.job_id}: {error}") from error
-        return read_dataset(text, self._base.tokenizer, settings.max_length_tokens, settings.too_long)
+        return read_dataset(text, self._base.tokenizer, settings.max_length_tokens, settings.too_long, job.method)
 
     def _fresh(self, job: TrainingJob) -> AdapterWeights:
         try:

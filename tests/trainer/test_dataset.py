@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from mint_stream.errors import InvalidDataset
-from mint_stream.trainer.dataset import Example, read_dataset
+from mint_stream.trainer.dataset import read_dataset
+from mint_stream.trainer.examples import Example, Preference
 
 GOOD = {"prompt": "2+2=", "completion": "4"}
 
@@ -106,3 +107,40 @@ def test_chat_needs_a_template(plain_tokenizer: Any) -> None:
 
 def test_the_digest_is_of_the_bytes_read(tokenizer: Any) -> None:
     assert read_dataset(lines(GOOD), tokenizer, 200).digest != read_dataset(lines(GOOD) + b"\n", tokenizer, 200).digest
+
+
+def preference(tokenizer: Any, value: Any, **options: Any) -> Preference:
+    (pair,) = read_dataset(lines(value), tokenizer, 200, method="dpo", **options).examples
+    assert isinstance(pair, Preference)
+    return pair
+
+
+def test_a_preference_is_two_answers_to_one_prompt(tokenizer: Any) -> None:
+    pair = preference(tokenizer, {"prompt": "2+2=", "chosen": "4", "rejected": "five"})
+    assert [learned(tokenizer, one) for one in pair.sequences] == ["4<|im_end|>", "five<|im_end|>"]
+    assert pair.chosen == only(tokenizer, GOOD) and pair.length == pair.chosen.length + pair.rejected.length
+
+
+def test_of_a_chat_preference_the_answer_alone_is_learned_whatever_the_assistant_said_before(tokenizer: Any) -> None:
+    turns = chat(("user", "hi"), ("assistant", "hello"), ("user", "bye"))
+    pair = preference(tokenizer, turns | {"chosen": "ciao", "rejected": "no"})
+    assert [learned(tokenizer, one) for one in pair.sequences] == ["ciao<|im_end|>", "no<|im_end|>"]
+    whole = only(tokenizer, chat(("user", "hi"), ("assistant", "hello"), ("user", "bye"), ("assistant", "ciao")))
+    assert pair.chosen.tokens == whole.tokens
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (GOOD, "chosen: Field required"),
+        ({"prompt": "x", "chosen": "y"}, "rejected: Field required"),
+        ({"prompt": "x", "chosen": "y", "rejected": ""}, "must not be empty"),
+        (chat(("user", "hi")) | {"chosen": "", "rejected": "y"}, "must not be empty"),
+        ({"chosen": "x", "rejected": "y"}, 'a line is {"messages" or "prompt"'),
+        ({"prompt": "x", "chosen": "y", "rejected": "z" * 300}, "exceed max_length_tokens 200"),
+    ],
+)
+def test_a_line_that_is_no_preference_is_named(tokenizer: Any, bad: Any, reason: str) -> None:
+    with pytest.raises(InvalidDataset, match=r"^line 2: ") as raised:
+        read_dataset(lines({"prompt": "x", "chosen": "y", "rejected": "z"}, bad), tokenizer, 200, method="dpo")
+    assert reason in str(raised.value)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mint_stream.messages.training import Hyperparameters
-from mint_stream.trainer.dataset import Example
+from mint_stream.trainer.examples import Example
 from mint_stream.trainer.scheduler import DataOrder, learning_rate, micro_batches
 
 

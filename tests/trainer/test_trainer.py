@@ -1,5 +1,6 @@
 """The trainer's arithmetic: PEFT's gradients, falling loss, and jobs that do not feel each other."""
 
+import math
 import random
 from typing import Any
 
@@ -9,14 +10,15 @@ import torch
 from torch.nn import functional
 
 from mint_stream.adapter import AdapterLayer, AdapterWeights
-from mint_stream.errors import BaseUnusable, TrainingDiverged
+from mint_stream.errors import BaseUnusable, EngineFailed, InvalidDataset, TrainingDiverged
 from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingJob
 from mint_stream.model.forward import PackedModel
 from mint_stream.model.tiny import linear_paths, tiny_model
-from mint_stream.trainer.dataset import Dataset, Example
+from mint_stream.trainer.dataset import Dataset
+from mint_stream.trainer.examples import Example, Preference, Rollout
 from mint_stream.trainer.optimizer import FlatAdapter
 from mint_stream.trainer.run import StepReport, TrainingRun
-from mint_stream.trainer.trainer import Trainer, shared_passes
+from mint_stream.trainer.trainer import Trainer
 
 KINDS = ("llama", "qwen3", "gemma2", "mistral")
 
@@ -173,6 +175,111 @@ def _scaled(output: Any) -> Any:
     return output
 
 
-def test_pieces_share_passes_in_order_within_the_budget() -> None:
-    assert shared_passes([[30, 30], [30], [90]], 60) == [[(0, 0), (1, 0)], [(0, 1)], [(2, 0)]]
-    assert shared_passes([], 60) == []
+def stock_logp(kind: str, weights: AdapterWeights | None, one: Example) -> torch.Tensor:
+    """Log-probabilities of the weighted tokens by the stock model, the adapter merged into it by hand."""
+    model = tiny_model(kind)
+    for path, layer in (weights.layers if weights else {}).items():
+        model.get_submodule(path).weight.data += layer.scaling * (layer.B @ layer.A)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([one.tokens])).logits[0, :-1]
+    found = torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(one.tokens[1:])[:, None]).squeeze(1)
+    return found[torch.tensor(one.weights[1:]) > 0]
+
+
+def preferences(count: int = 6) -> Dataset:
+    draw = random.Random(5)
+    pairs = [Preference(*(_answer(draw, draw.randrange(4, 12)) for _ in range(2))) for _ in range(count)]
+    return Dataset(tuple(pairs), "0" * 64)
+
+
+def _answer(draw: random.Random, length: int) -> Example:
+    return Example(tuple(draw.randrange(256) for _ in range(length)), (0.0, 0.0, *(1.0,) * (length - 2)))
+
+
+def dpo_job(**hyperparameters: Any) -> TrainingJob:
+    return job(**({"batch_size": 3, "dpo_beta": 0.5} | hyperparameters)).model_copy(update={"method": "dpo"})
+
+
+def test_dpo_of_one_step_is_the_formula_with_the_bare_base_as_reference() -> None:
+    trainer, linears = prepared()
+    run = run_of(dpo_job(), linears, preferences())
+    weights, pairs = run.weights(), [one for piece in run.batch() for one in piece.examples if isinstance(one, Preference)]
+    margins = [
+        sum(sign * float((stock_logp("llama", weights, one) - stock_logp("llama", None, one)).sum()) for one, sign in signs)
+        for signs in (((pair.chosen, 1), (pair.rejected, -1)) for pair in pairs)
+    ]
+    expected = sum(-math.log(1 / (1 + math.exp(-0.5 * margin))) for margin in margins) / len(pairs)
+    assert stepped(trainer, run)[0].loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_dpo_widens_the_margin_over_the_parent_it_starts_from() -> None:
+    trainer, linears = prepared()
+    data = preferences(count=3)
+    run = run_of(dpo_job(steps=20, schedule="constant", learning_rate=3e-3), linears, data)
+    run.start = FlatAdapter(run.weights()).lora_weights(lambda _: None)
+    losses = [stepped(trainer, run)[0].loss for _ in range(20)]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5) and losses[-1] < 0.2
+    assert len(run.references) == 3, "each pair is referred once"
+
+
+@pytest.mark.parametrize("method", ["importance_sampling", "ppo", "cispo"])
+def test_rollouts_with_advantages_move_the_policy_towards_the_better_ones(method: str) -> None:
+    trainer, linears = prepared()
+    run = run_of(job(steps=5, schedule="constant", learning_rate=1e-3), linears)
+    run.method = method
+    draw = random.Random(3)
+    answers = [_answer(draw, 9) for _ in range(4)]
+
+    def judged(one: Example, advantage: float) -> Rollout:
+        logp = stock_logp("llama", run.weights(), one).tolist()
+        return Rollout(one.tokens, one.weights, (0.0, 0.0, *logp), (0.0, 0.0, *[advantage] * 7))
+
+    def likelihoods() -> list[float]:
+        return [float(stock_logp("llama", run.weights(), one).sum()) for one in answers]
+
+    before = likelihoods()
+    for _ in range(3):
+        run.begin([judged(one, advantage) for one, advantage in zip(answers, (1.0, -1.0, 1.0, -1.0), strict=True)])
+        stepped(trainer, run)
+    gains = [after - was for after, was in zip(likelihoods(), before, strict=True)]
+    assert min(gains[0], gains[2]) > 0 > max(gains[1], gains[3])
+
+
+def test_a_rollout_with_a_number_short_is_refused() -> None:
+    with pytest.raises(InvalidDataset, match="as many tokens"):
+        Rollout((1, 2), (0.0, 1.0), (0.0,), (0.0, 1.0))
+
+
+def test_a_row_that_torch_refuses_fails_its_own_job_and_its_neighbours_steps_keep_their_bits() -> None:
+    """The fault shows in a pass that all share, after some of its gradients may have been added."""
+    trainer, linears = prepared(hidden_size=64, intermediate_size=128)
+    good, alone, other = (run_of(job(name, seed=seed), linears) for name, seed in (("good", 0), ("alone", 0), ("other", 2)))
+    bad = run_of(job("bad"), linears, Dataset((Example((1, 2, 10**6, 3), (0.0, 1.0, 1.0, 1.0)),), "0" * 64))
+    first, error, second = trainer.step([good, bad, other])
+    assert isinstance(error, EngineFailed) and "job bad failed in torch at step 1: IndexError" in str(error)
+    assert stepped(trainer, alone) == [first] and isinstance(second, StepReport)
+    assert alone.weights().digest == good.weights().digest
+    assert not bad.adapter.gradients.any()
+    assert isinstance(trainer.step([good, other])[0], StepReport)
+
+
+def test_a_large_job_does_not_hold_up_a_small_one() -> None:
+    """Steps end when their own pieces are through: nobody waits for the longest step of all."""
+    model = tiny_model("llama")
+    trainer, linears = Trainer(PackedModel(model, linear_paths(model)), 64), linear_paths(model)
+    large = run_of(job("large", batch_size=24, steps=100).model_copy(update={"tenant": "one"}), linears)
+    small = run_of(job("small", batch_size=1, steps=100).model_copy(update={"tenant": "two"}), linears)
+    ended: list[str] = []
+    while "large" not in ended:
+        ended += [run.job.job_id for run in trainer.advance([large, small])]
+    assert ended.count("small") >= 4
+
+
+def test_experts_see_their_neighbours_and_still_give_a_job_its_gradients_within_1e_5() -> None:
+    trainer, linears = prepared("mixtral")
+    found = []
+    for others in ((), (run_of(job("o", seed=1), linears), run_of(job("p", seed=2), linears))):
+        run = run_of(job("mine", seed=3), linears)
+        run.optimizer.step = lambda rate, run=run: found.append(run.adapter.gradients.clone())  # type: ignore[method-assign, misc]
+        stepped(trainer, *others, run)
+    assert float((found[0] - found[1]).norm()) <= 1e-5 * max(1.0, float(found[0].norm()))

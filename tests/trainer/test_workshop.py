@@ -1,6 +1,7 @@
 """A job's work outside Kafka: validated whole, resumed exactly, uploaded as PEFT files."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,37 @@ def test_what_cannot_be_is_refused_before_anything_starts(base: Any, root: Path)
         shop.prepare(job(root, lora=LoraSettings(target_modules=("wizard",))), None)
     with pytest.raises(InvalidJob, match="max_length_tokens 4096 exceeds the base's context of 256"):
         shop.prepare(job(root, hyperparameters={"max_length_tokens": 4096}), None)
+    (root / "data" / "pairs.jsonl").write_text('{"prompt": "1+1=", "chosen": "2"}')
+    with pytest.raises(InvalidDataset, match="line 1: rejected: Field required"):
+        shop.prepare(job(root, file="pairs.jsonl", method="dpo"), None)
+
+
+def test_pieces_larger_than_a_pass_are_refused_with_what_to_do(tmp_path_factory: Any, root: Path) -> None:
+    """A row too large for the memory fails its own job, before anything starts."""
+    (root / "data" / "long.jsonl").write_text(LINES + "\n" + json.dumps({"prompt": "x" * 100, "completion": "y" * 50}))
+    loaded = load_base(tiny_base(tmp_path_factory.mktemp("base")), device="cpu")
+    trainer = Trainer(PackedModel(loaded.model, loaded.linears, loaded.output_head), max_num_batched_tokens=128)
+    small = workshop((loaded, trainer), root)
+    settings = {"max_length_tokens": 200}
+    with pytest.raises(InvalidJob, match=r"pieces of 151 tokens \(longest example 151, .*MINT_TRAINING__MAX_NUM_BATCHED_TOKENS"):
+        small.prepare(job(root, file="long.jsonl", hyperparameters=settings), None)
+    assert small.prepare(job(root, hyperparameters=settings), None).run.step == 0
+
+
+def test_dpo_from_a_parent_refers_to_that_parent_after_a_resume_too(base: Any, root: Path) -> None:
+    shop = workshop(base, root)
+    first = shop.prepare(job(root), None)
+    finished(shop, first, 3)
+    pairs = [json.dumps({"prompt": f"{n}+{n}=", "chosen": str(2 * n), "rejected": str(3 * n + 1)}) for n in range(5)]
+    (root / "data" / "pairs.jsonl").write_text("\n".join(pairs))
+    parent, child = revision(shop, first, base[0]), job(root, "dpo", file="pairs.jsonl", method="dpo", parent=3)
+    whole, broken = shop.prepare(child, parent), shop.prepare(child, parent)
+    assert shop.step(whole).loss == pytest.approx(math.log(2), abs=0.01), "without dropout it would be exact"
+    finished(shop, broken, 4)
+    shop.save(broken, attempt=1)
+    resumed = shop.resume(shop.prepare(child, parent))
+    assert (resumed.run.step, resumed.run.references) == (4, {})
+    assert finished(shop, resumed) == finished(shop, whole)
 
 
 def test_a_rate_far_too_high_ends_as_divergence_not_as_numbers(base: Any, root: Path) -> None:

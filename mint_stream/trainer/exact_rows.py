@@ -1,0 +1,116 @@
+"""How many rows a pass needs so that each row's numbers are the same bits whatever else is in it.
+
+Libraries choose how to multiply by the number of rows, and sum in another order when they choose otherwise. So the base's own products,
+forward and backward, are tried at start-up: passes of at least `least` and at most `most` rows give the same bits; where no such range is
+found, every pass that is shared gets one number of rows. A micro-batch larger than `most` goes alone, which is exact in any case. Two
+limits remain: elementwise kernels round the last few of an array's numbers differently unless layer widths are multiples of 32, and
+experts see other shapes in company.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mint_stream.model.forward import PackedModel
+
+log = logging.getLogger(__name__)
+
+FIXED_ROWS = 512
+"""Rows of every shared pass where products of other sizes differ: the cores are busy with them, and a small job alone is slowed little."""
+FLOORS = (4, 64, 128, 256)
+"""Numbers of rows that may be the smallest."""
+TRIED = (
+    4,
+    5,
+    7,
+    8,
+    9,
+    15,
+    16,
+    17,
+    31,
+    33,
+    48,
+    63,
+    64,
+    65,
+    79,
+    96,
+    127,
+    128,
+    129,
+    160,
+    187,
+    192,
+    200,
+    255,
+    256,
+    257,
+    320,
+    384,
+    397,
+    511,
+    512,
+)
+SMALL_WIDTH = 64
+"""Products over so few numbers are summed in one piece, so bases made of them are not tried."""
+
+Multiply = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of a pass that several jobs share."""
+
+    least: int
+    most: int
+
+
+def exact_rows(packed: PackedModel, budget: int) -> Rows:
+    """For this base on this machine; `budget` is the most that a pass may have."""
+    return rows_for(_products(packed), budget)
+
+
+def rows_for(products: Sequence[tuple[Multiply, Tensor]], budget: int) -> Rows:
+    """The range in which these products, each with an input to try it on, give a row the same bits."""
+    floor = next((floor for floor in FLOORS if floor <= budget and _same_bits(products, floor, budget)), None)
+    if floor is not None:
+        return Rows(floor, budget)
+    fixed = min(FIXED_ROWS, budget)
+    log.info("this base's products change with their number of rows: shared passes have %d of them", fixed)
+    return Rows(fixed, fixed)
+
+
+def _products(packed: PackedModel) -> list[tuple[Multiply, Tensor]]:
+    """One product of each shape, forward and backward, with an input to try it on."""
+    shapes: dict[tuple[int, ...], Tensor] = {}
+    for path, module in packed.model.named_modules():
+        if path in packed.sites.paths and isinstance(weight := getattr(module, "weight", None), Tensor) and max(weight.shape) > SMALL_WIDTH:
+            shapes.setdefault(tuple(weight.shape), weight.detach())
+    return [pair for weight in shapes.values() for pair in (_forward(weight), _backward(weight))]
+
+
+def _forward(weight: Tensor) -> tuple[Multiply, Tensor]:
+    return (lambda x: functional.linear(x, weight)), _drawn(weight.shape[1], weight)
+
+
+def _backward(weight: Tensor) -> tuple[Multiply, Tensor]:
+    return (lambda x: x @ weight), _drawn(weight.shape[0], weight)
+
+
+def _drawn(width: int, like: Tensor) -> Tensor:
+    return torch.randn(max(TRIED), width, generator=torch.Generator().manual_seed(0)).to(like)
+
+
+def _same_bits(products: Sequence[tuple[Multiply, Tensor]], floor: int, budget: int) -> bool:
+    counts = [count for count in TRIED if floor <= count <= budget]
+    return all(_agrees(multiply, x, counts) for multiply, x in products)
+
+
+def _agrees(multiply: Multiply, x: Tensor, counts: Sequence[int]) -> bool:
+    whole = multiply(x[: max(counts)])
+    return all(torch.equal(multiply(x[:count]), whole[:count]) for count in counts)
