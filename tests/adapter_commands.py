@@ -21,6 +21,7 @@ from mint_stream.messages.adapters import (
     RollBack,
     SetCanary,
     SetRule,
+    SetSpread,
 )
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.gates import CanaryTerms, GateTerms, Judge, Trial
@@ -103,6 +104,10 @@ def set_canary(adapter_id: str, number: int | None, share_basis_points: int = 50
 
 def delete(adapter_id: str, expected_position: CatalogPosition, **fields: Any) -> Delete:
     return Delete(**_stamp(adapter_id, {"expected_position": expected_position, **fields}))
+
+
+def set_spread(adapter_id: str, spread: int, **fields: Any) -> SetSpread:
+    return SetSpread(**_stamp(adapter_id, {"spread": spread, **fields}))
 
 
 GATE = GateTerms(dataset_uri="memory://store/items", grader="exact-match", floor=0.6, canary=CanaryTerms(share_basis_points=500))

@@ -14,6 +14,8 @@ from mint_stream.messages.shared import ErrorBody
 
 POOL = "tiny"
 BASE_DIGEST = "b" * 64
+WIDE, WIDTH = "wide", 4
+"""An adapter spread over so many partitions."""
 
 
 class EchoServing:
@@ -25,6 +27,7 @@ class EchoServing:
         self._intake = Intake(connection, [topic], group, DeadLetters(self._producer))
         self.requests: list[InferenceRequest] = []
         self.keys: list[bytes | None] = []
+        self.partitions: list[int] = []
 
     async def __aenter__(self) -> Self:
         await self._producer.start()
@@ -46,6 +49,7 @@ class EchoServing:
         request = InferenceRequest.decode(delivery.value)
         self.requests.append(request)
         self.keys.append(delivery.key)
+        self.partitions.append(delivery.partition)
         partition = request.reply_to.partition if request.reply_to else None
         result = answer_to(request)
         if request.stream:
@@ -68,6 +72,7 @@ def answer_to(request: InferenceRequest) -> InferenceResult:
         adapter_id=name or None,
         number=int(number or 1) if name else None,
         revision_digest="a" * 64 if name else None,
+        spread=WIDTH if name == WIDE else 1,
         base_digest=BASE_DIGEST,
         worker_id="echo",
     )

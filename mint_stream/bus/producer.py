@@ -172,8 +172,14 @@ class Producer:
         return asyncio.create_task(self._acknowledge(producer, first, record))
 
     async def partitions(self, topic: Topic | str, pool: str | None = None) -> int:
-        """How many partitions a topic has on the cluster."""
-        return len(await self._live().partitions_for(topic if isinstance(topic, str) else topic.name(pool)))
+        """How many partitions a topic has on the cluster. Raises BusUnavailable."""
+        name = topic if isinstance(topic, str) else topic.name(pool)
+        try:
+            return len(await self._live().partitions_for(name))
+        except UnknownTopicOrPartitionError as error:
+            raise BusUnavailable(f"topic {name} does not exist; run `mint-stream topics apply`") from error
+        except KafkaError as error:
+            raise await failure(self._connection, f"Kafka does not say how many partitions {name} has", error) from error
 
     async def _acknowledge(self, producer: AIOKafkaProducer, first: asyncio.Future[Any], record: Outgoing) -> RecordPosition:
         try:

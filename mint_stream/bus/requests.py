@@ -10,9 +10,10 @@ from typing import TypeVar
 
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.producer import Producer
+from mint_stream.bus.routing import Routing, request_key
 from mint_stream.bus.streams import ChunkStream, StreamRestart
 from mint_stream.bus.table import Apply, LogReader, LogRecord
-from mint_stream.contracts import INFERENCE_CHUNKS, INFERENCE_REPLIES, INFERENCE_REQUESTS, Topic
+from mint_stream.contracts import INFERENCE_BATCH, INFERENCE_CHUNKS, INFERENCE_REPLIES, INFERENCE_REQUESTS, Topic
 from mint_stream.errors import BusUnavailable, InvalidRecord, ReplyTimeout, RequestConflict
 from mint_stream.messages.inference import InferenceChunk, InferenceRequest, InferenceResult, ReplyTo, request_digest
 
@@ -21,11 +22,6 @@ __all__ = ["Asked", "RequestReply", "StreamRestart", "request_key"]
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-
-def request_key(request: InferenceRequest) -> str:
-    """The record key of a request: its adapter's name without revision or alias, or the request_id when it asks the bare base."""
-    return request.request_id if request.adapter is None else request.adapter.partition("@")[0]
 
 
 class Asked:
@@ -76,8 +72,9 @@ class RequestReply:
 
     Chunks of streams come to the same partition number of `inference-chunks`. Any number of requests may be under way."""
 
-    def __init__(self, connection: Connection, producer: Producer, partition: int | None = None) -> None:
+    def __init__(self, connection: Connection, producer: Producer, partition: int | None = None, routing: Routing | None = None) -> None:
         self._connection = connection
+        self._routing = routing or Routing()
         self._producer = producer
         self._partition = partition
         self._asked: dict[str, dict[str, Asked]] = {}
@@ -123,8 +120,9 @@ class RequestReply:
     async def submit(
         self, pool: str, request: InferenceRequest, topic: Topic = INFERENCE_REQUESTS, key: str | None = None
     ) -> asyncio.Future[InferenceResult]:
-        """Send; the future is the answer. A request_id that is under way with the same body is not sent again: both wait for one answer.
+        """Send, without a key to a home of the adapter; the future is the answer.
 
+        A request_id that is under way with the same body is not sent again: both wait for one answer.
         Raises RequestConflict at once for another body under a request_id that is under way."""
         asked = await self._send(pool, request, topic, key)
         asked.waiting += 1
@@ -167,11 +165,18 @@ class RequestReply:
         asked = self._enlist(request)
         ready = request if request.reply_to is not None else request.model_copy(update={"reply_to": self.reply_to})
         try:
-            await self._producer.publish(topic, ready, key or request_key(request), pool=pool)
+            own, partition = await self._place(pool, request, topic) if key is None else (key, None)
+            await self._producer.publish(topic, ready, own, pool=pool, partition=partition)
         except BaseException:
             asked.result.cancel()
             raise
         return asked
+
+    async def _place(self, pool: str, request: InferenceRequest, topic: Topic) -> tuple[str, int]:
+        partitions = await self._producer.partitions(topic, pool)
+        if topic is INFERENCE_BATCH:
+            return self._routing.bulk(request, partitions)
+        return request_key(request), self._routing.online(request, partitions)
 
     def _enlist(self, request: InferenceRequest) -> Asked:
         asked = Asked(request)
@@ -230,6 +235,7 @@ class RequestReply:
                 if not asked.result.done():
                     asked.result.set_exception(error)
         else:
+            self._routing.learn(result)
             if (mine := namesakes.get(result.tenant)) is not None:
                 mine.answer(result)
 

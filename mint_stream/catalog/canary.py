@@ -18,10 +18,11 @@ _WHOLE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The revision that answers a request, and whether as its adapter's canary."""
+    """The revision that answers a request, whether as its adapter's canary, and the adapter's spread."""
 
     revision: Revision
     canary: bool
+    spread: int
 
 
 def falls_to(canary: Canary, request: RequestName) -> bool:

@@ -113,8 +113,8 @@ class Catalog:
         if wanted.alias == PRODUCTION and head.canary is not None and falls_to(head.canary, request):
             candidate = self.revision(wanted.adapter_id, head.canary.number)
             if candidate is not None and candidate.state == "announced":
-                return Chosen(candidate, canary=True)
-        return Chosen(self.resolve(reference), canary=False)
+                return Chosen(candidate, True, head.spread)
+        return Chosen(self.resolve(reference), False, head.spread)
 
     def head(self, adapter_id: str) -> Head | None:
         """The adapter's head."""

@@ -30,6 +30,8 @@ from mint_stream.messages.adapters import (
     RuleSet,
     SetCanary,
     SetRule,
+    SetSpread,
+    SpreadSet,
 )
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.gates import Judge
@@ -75,6 +77,8 @@ def _decided(case: Case, base: PoolBase | None, max_announce_age_ms: int) -> Dec
             return _set_rule(case, command)
         case SetCanary() as command:
             return _set_canary(case, command)
+        case SetSpread() as command:
+            return _set_spread(case, command)
         case Delete() as command:
             return delete(case, command)
         case Judge() as command:
@@ -171,6 +175,12 @@ def _set_canary(case: Case, command: SetCanary) -> Decision:
     event = CanarySet(**case.stamp, canary=canary, previous=head.canary)
     number = canary.number if canary is not None else None
     return Decision((event,), head=case.remembering(head, number=number).model_copy(update={"canary": canary}))
+
+
+def _set_spread(case: Case, command: SetSpread) -> Decision:
+    head = case.existing_head()
+    event = SpreadSet(**case.stamp, spread=command.spread)
+    return Decision((event,), head=case.remembering(head).model_copy(update={"spread": command.spread}))
 
 
 def _stub(revision: Revision) -> Revision:

@@ -182,6 +182,18 @@ def canary(
     print_record(ask(settings_from(bootstrap), lambda client: client.set_canary(adapter_id, wanted, timeout_s=timeout)), as_json)
 
 
+@adapters.command()
+def spread(
+    adapter_id: AdapterId,
+    partitions: Annotated[int, typer.Argument(metavar="PARTITIONS", help="1: one worker at a time.", min=1, max=1024)],
+    bootstrap: Bootstrap = None,
+    timeout: Timeout = ANSWER_S,
+    as_json: AsJson = False,
+) -> None:
+    """Lay a hot adapter's requests over several partitions, so that several workers serve it."""
+    print_record(ask(settings_from(bootstrap), lambda client: client.set_spread(adapter_id, partitions, timeout_s=timeout)), as_json)
+
+
 def _print_revisions(view: "AdapterView") -> None:
     columns = ("number", "state", "rank", "bytes", "parent", "job", "step", "announced", "digest")
     rows = [

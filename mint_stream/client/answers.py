@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from mint_stream import contracts
 from mint_stream.bus.producer import Producer
 from mint_stream.bus.requests import RequestReply
+from mint_stream.bus.routing import Routing
 from mint_stream.bus.streams import StreamRestart
 from mint_stream.client.partitions import Partitions
 from mint_stream.errors import ReplyTimeout
@@ -22,7 +23,8 @@ class Answers:
 
     When reading it fails, whoever waits gets the failure and the next request opens another."""
 
-    def __init__(self, producer: Producer, partitions: Partitions, pool: str) -> None:
+    def __init__(self, producer: Producer, partitions: Partitions, pool: str, routing: Routing) -> None:
+        self._routing = routing
         self._producer = producer
         self._partitions = partitions
         self._pool = pool
@@ -54,7 +56,7 @@ class Answers:
                 self._replies = None
             if self._replies is None:
                 partition = random.randrange(await self._partitions.count(contracts.INFERENCE_REPLIES.name()))
-                replies = RequestReply(self._partitions.connection, self._producer, partition)
+                replies = RequestReply(self._partitions.connection, self._producer, partition, self._routing)
                 await replies.start()
                 self._replies = replies
             return self._replies

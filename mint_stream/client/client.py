@@ -6,6 +6,7 @@ from typing import Any, Self, TypeVar
 from mint_stream import contracts
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.producer import Producer
+from mint_stream.bus.routing import Routing
 from mint_stream.client.answers import Answers, Part
 from mint_stream.client.commands import Commands
 from mint_stream.client.connect import connection_from
@@ -29,6 +30,7 @@ from mint_stream.messages.adapters import (
     RollBack,
     SetCanary,
     SetRule,
+    SetSpread,
 )
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.inference import Cancellation, InferenceRequest, InferenceResult, Sampling
@@ -56,9 +58,10 @@ class Client:
         self._producer = Producer(self.connection, source=name)
         self._partitions = Partitions(self.connection)
         self._commands = Commands(self._producer, self._partitions)
-        self._results = Results(self._producer, self._partitions, self.pool)
+        routing = Routing()
+        self._results = Results(self._producer, self._partitions, self.pool, routing)
         self._readings = Readings(self._partitions)
-        self._answers = Answers(self._producer, self._partitions, self.pool)
+        self._answers = Answers(self._producer, self._partitions, self.pool, routing)
         self._feeds: list[Feed[Any]] = []
 
     async def __aenter__(self) -> Self:
@@ -255,6 +258,10 @@ class Client:
     ) -> AdapterEvent:
         """Answer a share of the requests for production by another revision; None ends that."""
         return await self._command(SetCanary, adapter_id, command_id, timeout_s, canary=canary, expected_position=expected_position)
+
+    async def set_spread(self, adapter_id: str, spread: int, *, command_id: str | None = None, timeout_s: float = ANSWER_S) -> AdapterEvent:
+        """Lay an adapter's requests over so many partitions, for one that a single worker cannot keep up with."""
+        return await self._command(SetSpread, adapter_id, command_id, timeout_s, spread=spread)
 
     async def _command(
         self, kind: type[AdapterCommand], adapter_id: str, command_id: str | None, timeout_s: float, **fields: Any

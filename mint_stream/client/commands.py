@@ -20,6 +20,7 @@ ANSWERED_BY = {
     "retire": "revision-retired",
     "set-rule": "rule-set",
     "set-canary": "canary-set",
+    "set-spread": "spread-set",
     "delete": "adapter-deleted",
     "judge": "candidate-judged",
 }

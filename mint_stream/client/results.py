@@ -4,7 +4,7 @@ import asyncio
 
 from mint_stream import contracts
 from mint_stream.bus.producer import Producer
-from mint_stream.bus.requests import request_key
+from mint_stream.bus.routing import Routing, request_key
 from mint_stream.bus.table import LogRecord
 from mint_stream.client.feed import Feed, Place
 from mint_stream.client.partitions import Partitions
@@ -16,7 +16,8 @@ from mint_stream.messages.inference import InferenceRequest, InferenceResult, re
 class Results:
     """Sends requests whose results go to the fleet's own topic, and finds a result by its ticket."""
 
-    def __init__(self, producer: Producer, partitions: Partitions, pool: str) -> None:
+    def __init__(self, producer: Producer, partitions: Partitions, pool: str, routing: Routing) -> None:
+        self._routing = routing
         self._producer = producer
         self._partitions = partitions
         self._pool = pool
@@ -26,7 +27,8 @@ class Results:
         topic = contracts.INFERENCE_RESULTS.name()
         partition = await self._partitions.of(topic, request.request_id)
         offset = await self._partitions.end(topic, partition)
-        await self._producer.publish(contracts.INFERENCE_REQUESTS, request, request_key(request), pool=self._pool)
+        home = self._routing.online(request, await self._producer.partitions(contracts.INFERENCE_REQUESTS, self._pool))
+        await self._producer.publish(contracts.INFERENCE_REQUESTS, request, request_key(request), pool=self._pool, partition=home)
         tenant, request_id = request.name
         return Ticket(request_id=request_id, tenant=tenant, request_digest=request_digest(request), partition=partition, offset=offset)
 
@@ -43,12 +45,14 @@ class Results:
         feed = Feed(self._partitions, place, lambda record: _result_of(request_id, tenant, record))
         try:
             async with asyncio.timeout(timeout_s), feed:
-                return await anext(feed)
+                result = await anext(feed)
         except TimeoutError as error:
             raise ReplyTimeout(
                 f"no result of request {request_id} in {timeout_s:g} s: is a serving worker of pool {self._pool} running "
                 "(`mint-stream serve`)?"
             ) from error
+        self._routing.learn(result)
+        return result
 
 
 def checked(ticket: Ticket, result: InferenceResult) -> InferenceResult:

@@ -18,6 +18,9 @@ PromotionRule = Literal["auto", "manual", "gated"]
 
 RevisionNumber = Annotated[int, Field(ge=1)]
 
+Spread = Annotated[int, Field(ge=1, le=1024)]
+"""Over how many partitions an adapter's requests are laid; see `bus.routing`. More than the topic has means all."""
+
 SPENT_PREFIX = b"~spent/"
 SpentBucket = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,3}$")]
 _SPENT_BUCKETS = 0x1000
@@ -149,7 +152,14 @@ class Delete(CommandStamp):
     """Also while production points at a revision or a training job has claimed the adapter."""
 
 
-AdapterCommand = Claim | Announce | Promote | RollBack | Quarantine | Retire | SetRule | SetCanary | Delete | Judge
+class SetSpread(CommandStamp):
+    """Lay the adapter's requests over more partitions than one, so that several workers serve it; 1 takes that back."""
+
+    type: Literal["set-spread"] = "set-spread"
+    spread: Spread
+
+
+AdapterCommand = Claim | Announce | Promote | RollBack | Quarantine | Retire | SetRule | SetCanary | Delete | Judge | SetSpread
 _COMMANDS: TypeAdapter[AdapterCommand] = TypeAdapter(Annotated[AdapterCommand, Field(discriminator="type")])
 
 
@@ -211,6 +221,7 @@ class Head(Record):
     rule: PromotionRule = "auto"
     canary: Canary | None = None
     """Always another revision than production's, and an announced one."""
+    spread: Spread = 1
     gate: GateTerms | None = None
     """What the rule `gated` asks of a candidate."""
     trial: Trial | None = None
@@ -313,6 +324,13 @@ class AdapterDeleted(EventStamp):
     """An adapter made later under this name begins here, or higher."""
 
 
+class SpreadSet(EventStamp):
+    """The adapter's requests are laid over another number of partitions."""
+
+    type: Literal["spread-set"] = "spread-set"
+    spread: Spread
+
+
 class CommandRepeated(EventStamp):
     """A command_id (or a job's step) was seen before: `number` and `attempt` are its outcome of then, the position is the head's of now."""
 
@@ -339,6 +357,7 @@ AdapterEvent = (
     | RevisionRetired
     | RuleSet
     | CanarySet
+    | SpreadSet
     | AdapterDeleted
     | TrialBegun
     | CandidateJudged

@@ -130,6 +130,8 @@ class ServedBy(Record):
     number: int | None = None
     canary: bool = False
     """Whether the request asked for production and was answered by its canary."""
+    spread: int = Field(default=1, ge=1)
+    """Over how many partitions requests for this adapter should be laid; our clients do so from the next one on."""
     revision_digest: Digest | None = None
     base_digest: Digest
     worker_id: Id

@@ -35,11 +35,15 @@ class AdmissionLimits:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A request that may be served: the revision it will be served by (None: the bare base), as what, and its prompt."""
+    """A request that may be served: what it will be served by (None: the bare base), and its prompt."""
 
-    revision: Revision | None
+    chosen: Chosen | None
     prompt_tokens: tuple[int, ...]
-    canary: bool = False
+
+    @property
+    def revision(self) -> Revision | None:
+        """The revision chosen."""
+        return self.chosen.revision if self.chosen is not None else None
 
 
 class Admission:
@@ -69,7 +73,7 @@ class Admission:
         chosen = self._chosen(request)
         tokens = await asyncio.to_thread(self._prompts.encode, request)
         self._check_length(tokens, request.sampling.max_tokens)
-        return Admitted(chosen.revision, tokens, chosen.canary) if chosen is not None else Admitted(None, tokens)
+        return Admitted(chosen, tokens)
 
     async def _await_position(self, request: InferenceRequest, deadline_s: float) -> None:
         position = request.min_catalog_position

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mint_stream.adapter import AdapterBlock
 from mint_stream.bus.intake import Delivery
+from mint_stream.catalog import Chosen
 from mint_stream.engine.generation import Completion, Generation, GenerationEngine
 from mint_stream.errors import AdapterUnloadable, Cancelled, DeadlineExceeded, MintError
 from mint_stream.messages.adapters import Revision
@@ -146,7 +147,6 @@ class Completer:
     def _result(
         self, request: InferenceRequest, admitted: Admitted, completion: Completion, timings: Timings, attempt: int
     ) -> InferenceResult:
-        revision = admitted.revision
         return InferenceResult(
             request_id=request.request_id,
             tenant=request.tenant,
@@ -163,17 +163,25 @@ class Completer:
                 completion_tokens=len(completion.tokens),
                 reused_tokens=completion.reused_tokens,
             ),
-            served_by=ServedBy(
-                adapter_id=revision.adapter_id if revision else None,
-                number=revision.number if revision else None,
-                canary=admitted.canary,
-                revision_digest=revision.digest if revision else None,
-                base_digest=self._identity.base_digest,
-                worker_id=self._identity.worker_id,
-            ),
+            served_by=self._served_by(admitted.chosen),
             timings=timings,
             attempt=attempt,
             completed_at_ms=now_ms(),
+        )
+
+    def _served_by(self, chosen: Chosen | None) -> ServedBy:
+        base_digest, worker_id = self._identity.base_digest, self._identity.worker_id
+        if chosen is None:
+            return ServedBy(base_digest=base_digest, worker_id=worker_id)
+        revision = chosen.revision
+        return ServedBy(
+            adapter_id=revision.adapter_id,
+            number=revision.number,
+            canary=chosen.canary,
+            spread=chosen.spread,
+            revision_digest=revision.digest,
+            base_digest=base_digest,
+            worker_id=worker_id,
         )
 
 

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from mint_stream import contracts
 from mint_stream.bus.intake import Delivery
 from mint_stream.bus.producer import Producer
+from mint_stream.bus.routing import Routing
 from mint_stream.messages.inference import InferenceRequest
 from mint_stream.workers.answers import trace_of
 from mint_stream.workers.quarantine import QuarantineReports
 from mint_stream.workers.shares import TenantShares
-
-SPREAD = 256
-"""So many moved requests of one adapter in a row share a key, and with it a partition."""
 
 
 class Lanes:
@@ -22,6 +20,7 @@ class Lanes:
         self._producer = producer
         self._pool = pool
         self._shares = shares
+        self._routing = Routing()
         self._default_deadline_s = default_deadline_s
         self._bulk_topic = contracts.INFERENCE_BATCH.name(pool)
         self.moved = 0
@@ -42,9 +41,10 @@ class Lanes:
         if deadline_at_ms is None:
             deadline_at_ms = delivery.timestamp_ms + int(self._default_deadline_s * 1000)
         moved = request.model_copy(update={"deadline_at_ms": deadline_at_ms})
-        key = f"{request.adapter or request.request_id}#{self.moved // SPREAD}"
+        key, home = self._routing.bulk(request, await self._producer.partitions(contracts.INFERENCE_BATCH, self._pool))
         self.moved += 1
-        await self._producer.publish(contracts.INFERENCE_BATCH, moved, key, pool=self._pool, headers=trace_of(delivery.headers))
+        lane, trace = contracts.INFERENCE_BATCH, trace_of(delivery.headers)
+        await self._producer.publish(lane, moved, key, pool=self._pool, partition=home, headers=trace)
 
 
 @dataclass(frozen=True)

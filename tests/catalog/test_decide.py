@@ -11,7 +11,21 @@ from mint_stream.catalog.state import AdapterState, Decision
 from mint_stream.messages.adapters import AdapterCommand, Head, SpentNumbers
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.shared import CatalogPosition
-from tests.adapter_commands import BASE, NOW_MS, announce, claim, delete, manifest, promote, quarantine, retire, roll_back, set_rule, target
+from tests.adapter_commands import (
+    BASE,
+    NOW_MS,
+    announce,
+    claim,
+    delete,
+    manifest,
+    promote,
+    quarantine,
+    retire,
+    roll_back,
+    set_rule,
+    set_spread,
+    target,
+)
 
 
 class Desk:
@@ -186,6 +200,16 @@ def test_what_does_not_exist_is_named(desk: Desk) -> None:
     desk.accept(announce("a"))
     for command in (promote("a", 5), quarantine("a", 5), retire("a", 5), announce("a", parent=5)):
         assert "has no revision 5, its last is 1" in desk.refuse(command)
+
+
+def test_a_spread_is_set_and_stays(desk: Desk) -> None:
+    assert "there is no adapter a" in desk.refuse(set_spread("a", 4))
+    desk.accept(announce("a"))
+    assert desk.head.spread == 1
+    event = desk.accept(set_spread("a", 4)).events[0]
+    assert (event.type, event.spread) == ("spread-set", 4)
+    desk.accept(announce("a"), roll_back("a"))
+    assert desk.head.spread == 4
 
 
 def test_the_last_commands_are_remembered_and_older_ones_are_not(desk: Desk) -> None:

@@ -156,6 +156,12 @@ async def test_a_canary_is_set_shown_and_taken_off(command: Command, client: Cli
     assert "canary" not in (await command("adapters", "show", topic_prefix)).stdout
 
 
+async def test_a_spread_is_set(command: Command, client: Client, topic_prefix: str):
+    await client.announce(topic_prefix, manifest())
+    told = json.loads((await command("adapters", "spread", topic_prefix, 4, "--json")).stdout)
+    assert (told["type"], told["spread"]) == ("spread-set", 4)
+
+
 @pytest.mark.parametrize("share", ["0.05", "5 %%", "0%", "0.001%", "101%", "nan%", "five%"])
 async def test_what_is_no_share_is_refused(command: Command, share: str):
     refused = await command("adapters", "canary", "a", "--revision", 2, "--share", share)

@@ -7,13 +7,15 @@ import pytest
 
 from mint_stream import contracts
 from mint_stream.bus.producer import Producer
+from mint_stream.bus.routing import home_of, homes
 from mint_stream.bus.table import LogReader
 from mint_stream.client import Client, raise_for_error
 from mint_stream.client.requests import Ticket, request_of
 from mint_stream.errors import BusUnavailable, InvalidRequest, ReplyTimeout, RequestConflict, UnknownAdapter
 from mint_stream.messages.inference import Cancellation, InferenceChunk, InferenceResult, Sampling
 from mint_stream.messages.shared import CatalogPosition
-from tests.echo_serving import POOL, EchoServing
+from tests.echo_serving import POOL, WIDE, WIDTH, EchoServing
+from tests.provisioned import PARTITIONS
 
 pytestmark = pytest.mark.kafka
 
@@ -30,6 +32,23 @@ async def test_an_adapters_requests_share_its_key_whatever_revision_they_name(cl
     await asyncio.gather(client.generate("a", "poet", timeout_s=30), client.generate("b", "poet@7", timeout_s=30))
     named = [(request.adapter, key) for request, key in zip(serving.requests, serving.keys, strict=True) if request.adapter]
     assert {("poet", b"poet"), ("poet@7", b"poet")} <= set(named)
+
+
+def met(serving: EchoServing, *prefixes: str) -> list[int]:
+    """The partitions at which requests of these prefixes arrived, in this order."""
+    found = {request.request_id: number for request, number in zip(serving.requests, serving.partitions, strict=True)}
+    return [found[name] for prefix in prefixes for name in sorted(found) if name.startswith(prefix)]
+
+
+async def test_a_client_spreads_an_adapter_once_an_answer_has_told_it_to(client: Client, serving: EchoServing, unique: str):
+    await client.generate("a", WIDE, request_id=f"{unique}-first", timeout_s=30)
+    names = [f"{unique}-then-{number:02d}" for number in range(30)]
+    asked = [client.generate("a", f"{WIDE}@1", request_id=name, timeout_s=30) for name in names]
+    tickets = [await client.submit("a", WIDE, request_id=f"{unique}-ticket-{number}") for number in range(9)]
+    await asyncio.gather(*asked, *(client.result(ticket, 30) for ticket in tickets))
+    assert met(serving, f"{unique}-first") == [homes(WIDE, 1, PARTITIONS)[0]]
+    assert met(serving, f"{unique}-then") == [home_of(WIDE, ("default", name), WIDTH, PARTITIONS) for name in names]
+    assert set(met(serving, f"{unique}-then")) == set(homes(WIDE, WIDTH, PARTITIONS)) >= set(met(serving, f"{unique}-ticket"))
 
 
 async def test_chat_and_token_prompts_arrive_as_such(client: Client, serving: EchoServing):

@@ -95,6 +95,13 @@ class TestWithARegistrar:
         ended = await client.set_canary(unique, None)
         assert (ended.canary, ended.previous) == (None, canary)
 
+    async def test_a_spread_is_set(self, client: Client, unique: str):
+        await client.announce(unique, manifest())
+        assert (await client.set_spread(unique, 4)).spread == 4
+        assert (await client.adapter(unique)).head.spread == 4
+        with pytest.raises(InvalidRequest):
+            await client.set_spread(unique, 0)
+
     async def test_many_commands_at_once_each_get_their_own_answer(self, client: Client, unique: str):
         names = [f"{unique}-{n}" for n in range(20)]
         events = await asyncio.gather(*(client.announce(name, manifest()) for name in names))

@@ -30,6 +30,7 @@ async def test_what_a_tenant_asks_beyond_its_share_is_answered_from_the_bulk_lan
     assert all(answer.status == "ok" for answer in answers.values()) and all(len(desk.results(name)) == 1 for name in answers)
     asked = [InferenceRequest.decode(record.value) for record in moved]
     assert {request.request_id for request in asked} == set(hot[4:]), "four of eight were its share"
+    assert {(record.key or b"").decode() for record in moved} == {f"{name}#0" for name in hot[4:]}, "the base's have no adapter to share"
     assert all(request.deadline_at_ms is not None for request in asked), "the time it waited in the online lane is not given back"
     assert desk.metrics.moved_requests_total._value.get() == 6
     await desk.close()

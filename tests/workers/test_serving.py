@@ -149,7 +149,7 @@ async def test_a_canarys_share_is_answered_by_it_and_says_so(desk: Desk) -> None
     second = desk.publish("a", random_weights(seed=2)).model_copy(update={"number": 2})
     canary = Canary(number=2, share_basis_points=5000)
     desk.write(first)
-    desk.write(second, aliases={"production": 1}, canary=canary)
+    desk.write(second, aliases={"production": 1}, canary=canary, spread=3)
     asked = [await desk.ask("x", adapter="a", request_id=f"canary-{uuid4().hex}") for _ in range(20)]
     pinned = await desk.result(await desk.ask("x", adapter="a@2"))
     served = {request_id: (await desk.result(request_id)).served_by for request_id in asked}
@@ -157,6 +157,7 @@ async def test_a_canarys_share_is_answered_by_it_and_says_so(desk: Desk) -> None
     expected = {request_id: of_canary if falls_to(canary, ("default", request_id)) else of_production for request_id in asked}
     assert {name: by and (by.number, by.canary, by.revision_digest) for name, by in served.items()} == expected
     assert pinned.served_by is not None and (pinned.served_by.number, pinned.served_by.canary) == (2, False)
+    assert {by and by.spread for by in (pinned.served_by, *served.values())} == {3}, "and how wide its adapter is spread"
 
 
 async def test_a_prompt_longer_than_the_context_is_refused(desk: Desk) -> None:
