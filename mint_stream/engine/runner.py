@@ -8,13 +8,18 @@ from torch import Tensor
 
 from mint_stream.engine.adapter_rows import Placing, SideBySide, Slots, WhereTheyAre
 from mint_stream.engine.batcher import Rows
+from mint_stream.engine.decode_graphs import DecodeGraphs
+from mint_stream.engine.decode_shapes import Shapes
+from mint_stream.engine.decode_tables import DecodeTables
+from mint_stream.engine.graphs import Graphs
 from mint_stream.engine.kv_cache import SlottedCache
 from mint_stream.engine.logprobs import token_logprobs
 from mint_stream.engine.paged_cache import PagedCache
 from mint_stream.engine.sampler import choose
 from mint_stream.engine.sequence import RunningSequence
 from mint_stream.engine.sequence_cache import SequenceCache
-from mint_stream.kernels import Segments
+from mint_stream.kernels import Segments, triton_on
+from mint_stream.kernels.bound_attention import planes_of
 from mint_stream.model.base import ResidentBase
 from mint_stream.model.forward import PackedModel
 from mint_stream.model.passes import AdapterSet, Pass, Span
@@ -24,8 +29,15 @@ from mint_stream.model.trial import LENGTHS, check_packing
 class Runner:
     """The model, its cache, and the adapter sets in use. Lives on the engine's thread."""
 
-    def __init__(self, base: ResidentBase, slots: int, slot_tokens: int, kv_cache_bytes: int | None = None) -> None:
-        """`kv_cache_bytes`: keys and values in pages of no more than that (from `warm_up` on), as devices want them; None: in slots."""
+    def __init__(
+        self, base: ResidentBase, slots: int, slot_tokens: int, kv_cache_bytes: int | None = None, graphs: Graphs | None = None
+    ) -> None:
+        """`kv_cache_bytes`: keys and values in pages of no more than that (from `warm_up` on), as devices want them; None: in slots.
+
+        `graphs` record decode steps of bases whose layers are all fused, where Triton's kernels compute; None: every step is asked for.
+        """
+        self._base, self._graphs = base, graphs
+        self.decode_graphs: DecodeGraphs | None = None
         self._packed = PackedModel(base.model, base.linears, base.output_head)
         self._dtype, self._kv_cache_bytes = base.dtype, kv_cache_bytes
         self.cache: SequenceCache = self._cache_of(slots, slot_tokens)
@@ -52,6 +64,18 @@ class Runner:
         for slot in slots:
             self.cache.advance(slot, 9)
             self.cache.release(slot)
+        self._capture()
+
+    def _capture(self) -> None:
+        """Graphs of decode steps, where there may be any."""
+        cache, base, device = self.cache, self._base, self._packed.device
+        if self._graphs is None or not isinstance(cache, PagedCache) or not (triton_on(device) and self._packed.fused):
+            return
+        paths = [path for path in base.linears if path != base.output_head]
+        shapes = Shapes(cache.slots, planes_of(cache.slot_tokens))
+        tables = DecodeTables(shapes.most_rows, shapes.most_planes, paths, cache.slots, device)
+        self.decode_graphs = DecodeGraphs(lambda pass_: self._packed.forward(pass_, cache), cache, tables, shapes, self._graphs)
+        self.decode_graphs.capture()
 
     def _cache_of(self, slots: int, slot_tokens: int) -> SequenceCache:
         kind = SlottedCache if self._kv_cache_bytes is None else PagedCache
@@ -87,8 +111,10 @@ class Runner:
         chosen = [one for rows, sequence in placed for one in _chosen(rows, sequence)]
         pass_ = _pack(placed, slots, adapters)
         self.max_adapters_in_step = max(self.max_adapters_in_step, len(blocks))
-        self.cache.place(pass_)
-        logits = self._packed.forward(pass_, self.cache)
+        logits = None if self.decode_graphs is None else self.decode_graphs.logits(pass_)
+        if logits is None:
+            self.cache.place(pass_)
+            logits = self._packed.forward(pass_, self.cache)
         for rows, sequence in placed:
             self.cache.advance(sequence.slot, rows.start + rows.count)
         return chosen, logits

@@ -13,9 +13,10 @@ from mint_stream.kernels import cpu, experts
 from mint_stream.kernels.backward import lora_with_gradients
 from mint_stream.kernels.experts import ExpertPairs
 from mint_stream.kernels.paths import by_triton, triton_module, triton_on
-from mint_stream.kernels.segments import Dropout, LoraWeights, Segment, Segments, SiteWeights, SliceWeights, Stack
+from mint_stream.kernels.segments import Bound, Dropout, LoraWeights, Segment, Segments, SiteWeights, SliceWeights, Stack
 
 __all__ = [
+    "Bound",
     "Dropout",
     "ExpertPairs",
     "LoraWeights",
@@ -54,6 +55,8 @@ def _add_on_device(x: Tensor, slices: Sequence[tuple[Tensor, SiteWeights]], segm
     if any(readable):
         cuda.add_lora_slices(x, list(compress(slices, readable)), segments)
     for (y, site), taken in zip(slices, readable, strict=True):
+        if not taken and segments.bound is not None:
+            raise ValueError(f"a graph's layers are read by the kernels, and these cannot read {list(x.shape)} to {list(y.shape)}")
         if not taken:
             cpu.add_lora(x, y, segments, site)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mint_stream.kernels import reference
 from mint_stream.kernels.attention_plan import PagedSpans
+from mint_stream.kernels.bound_attention import BoundSpans
 from mint_stream.kernels.paths import by_triton, triton_module
 
 
@@ -34,7 +35,10 @@ def takes_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 def paged_attention(q: Tensor, keys: Tensor, values: Tensor, table: Tensor, spans: PagedSpans, rule: Rule) -> Tensor:
     """As reference.paged_attention, but rows in no span hold anything. No gradients."""
-    attend = triton_module("paged_attention").paged_attention if takes_attention(q, keys, values) else reference.paged_attention
+    taken = takes_attention(q, keys, values)
+    if not taken and isinstance(spans, BoundSpans):
+        raise ValueError(f"a graph attends by the kernels, and these cannot read heads of {q.shape[2]} and {values.shape[3]} numbers")
+    attend = triton_module("paged_attention").paged_attention if taken else reference.paged_attention
     out: Tensor = attend(q, keys, values, table, spans, *rule.arguments())
     return out
 

@@ -64,6 +64,16 @@ class AttentionPlan:
 
 
 @dataclass(frozen=True)
+class AttentionWork:
+    """A plan on a device: int32 [., 8] of its tall and of its low items, [., 2] of its rows, and the most planes that a row has."""
+
+    tall: Tensor
+    low: Tensor
+    rows: Tensor
+    planes: int
+
+
+@dataclass(frozen=True)
 class PagedSpans:
     """The spans of a pass of `rows` rows: ascending, not overlapping."""
 
@@ -72,21 +82,16 @@ class PagedSpans:
     kept: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
     """Plans and their tables on devices, made once a pass for all layers that ask alike."""
 
-    def plan(self, group: int, window: int | None, tall_height: int) -> AttentionPlan:
-        """attention_plan of these spans."""
-        key = (group, window, tall_height)
+    def work(self, group: int, window: int | None, tall_height: int, device: torch.device) -> AttentionWork:
+        """attention_plan of these spans, on a device."""
+        key = (group, window, tall_height, device)
         if key not in self.kept:
-            self.kept[key] = attention_plan(self.items, *key)
-        plan: AttentionPlan = self.kept[key]
-        return plan
-
-    def on(self, device: torch.device, lines: tuple[AttentionItem, ...] | tuple[tuple[int, int], ...]) -> Tensor:
-        """Items or rows of a plan as int32 [lines, fields]."""
-        if (device, lines) not in self.kept:
-            numbers = [line if isinstance(line, tuple) else astuple(line) for line in lines]
-            self.kept[device, lines] = placed(torch.tensor(numbers, dtype=torch.int32), device)
-        table: Tensor = self.kept[device, lines]
-        return table
+            plan = attention_plan(self.items, group, window, tall_height)
+            rows = torch.tensor(plan.rows, dtype=torch.int32).view(-1, 2)
+            tall, low, rows = (placed(lines, device) for lines in (as_lines(plan.tall), as_lines(plan.low), rows))
+            self.kept[key] = AttentionWork(tall, low, rows, plan.planes)
+        work: AttentionWork = self.kept[key]
+        return work
 
     def own_rows(self, device: torch.device) -> Tensor:
         """The table int32 [sequences, longest span] of whole sequences whose pages are the pass's single rows."""
@@ -98,6 +103,11 @@ class PagedSpans:
             self.kept["own rows", device] = placed(torch.tensor(lines, dtype=torch.int32).view(len(lines), longest), device)
         table: Tensor = self.kept["own rows", device]
         return table
+
+
+def as_lines(items: Sequence[AttentionItem]) -> Tensor:
+    """int32 [items, 8]"""
+    return torch.tensor([astuple(item) for item in items], dtype=torch.int32).view(-1, 8)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 from mint_stream.kernels.cuda import fits, takes
 from mint_stream.kernels.expand import expand
 from mint_stream.kernels.experts import ExpertPairs
-from mint_stream.kernels.placing import placed
+from mint_stream.kernels.placing import bits_of, placed
 from mint_stream.kernels.segments import LoraWeights, Segments, SiteWeights
 from mint_stream.kernels.shrink import shrink
-from mint_stream.kernels.tables import bits_of, column_tables
+from mint_stream.kernels.tables import column_tables
 from mint_stream.kernels.tiles import ROWS, tile
 from mint_stream.kernels.worklist import PADDING, Launch, planes_of
 

@@ -174,24 +174,25 @@ def paged_attention(
     _check(q, keys, values, table, spans, sinks)
     group, width = q.shape[1] // keys.shape[2], values.shape[3]
     tiles = [attention_tile(low, group, max(keys.shape[3], width), q.dtype) for low in (False, True)]
-    plan = spans.plan(group, window, tiles[0].height)
+    work = spans.work(group, window, tiles[0].height, q.device)
+    places = work.rows.shape[0]
     out = q.new_empty(q.shape[0], q.shape[1], width)
-    sums, marks = (q.new_empty(plan.planes, len(plan.rows), q.shape[1], size, dtype=torch.float32) for size in (width, 2))
+    sums, marks = (q.new_empty(work.planes, places, q.shape[1], size, dtype=torch.float32) for size in (width, 2))
     given = sums if sinks is None else sinks
-    numbers = (scaling, softcap or 0.0, EVERYTHING if window is None else window, table.shape[1], len(plan.rows))
+    numbers = (scaling, softcap or 0.0, EVERYTHING if window is None else window, table.shape[1], places)
     strides = (*q.stride()[:2], *keys.stride()[:3], *values.stride()[:3])
     constants = attention_constants(keys.shape[1], group, keys.shape[3], width, softcap is not None, sinks is not None)
     with torch.cuda.device(q.get_device()):  # -1, no change, where triton interprets on the CPU
-        for items, low in ((plan.tall, False), (plan.low, True)):
-            if items:
+        for items, low in ((work.tall, False), (work.low, True)):
+            if len(items):
                 at = tiles[low]
-                tensors = (q, keys, values, out, sums, marks, given, spans.on(q.device, items), table)
+                tensors = (q, keys, values, out, sums, marks, given, items, table)
                 cut = {"HEIGHT": at.height, "TOKENS": at.tokens, "SPLIT": low}
                 launch = paged_attention_kernel[(len(items), keys.shape[2])]
                 launch(*tensors, *numbers, *strides, **constants, **cut, num_warps=at.warps, num_stages=at.stages)
-        if plan.rows:
-            rows, launch = spans.on(q.device, plan.rows), combine_kernel[(len(plan.rows), q.shape[1])]
-            launch(sums, marks, given, out, rows, len(plan.rows), **combine_constants(width, sinks is not None), num_warps=1)
+        if places:
+            launch = combine_kernel[(places, q.shape[1])]
+            launch(sums, marks, given, out, work.rows, places, **combine_constants(width, sinks is not None), num_warps=1)
     return out
 
 

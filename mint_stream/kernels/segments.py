@@ -56,6 +56,16 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """Work of a pass whose shape alone is known, a graph's: the items are read from where they are, each time that it is replayed."""
+
+    items: Tensor
+    """int32 [most items, 4]: first row, rows (0: padding), slot, nothing."""
+    rank: int
+    """The largest of any adapter."""
+
+
+@dataclass(frozen=True)
 class Segments:
     """Which rows belong to which adapter: ascending, not overlapping. Rows in no segment are the bare base's."""
 
@@ -63,6 +73,8 @@ class Segments:
     rows: int
     placed: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
     """Work lists, made once a pass for all layers that share them."""
+    bound: Bound | None = None
+    """Instead of `items`."""
 
     def __post_init__(self) -> None:
         last = 0

@@ -1,6 +1,5 @@
 """What the Triton kernels look up on the device: work items, where each slot's weights are, which CTA writes which outputs."""
 
-import struct
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -8,13 +7,15 @@ import torch
 from torch import Tensor
 
 from mint_stream.kernels.expand import column_lines
-from mint_stream.kernels.placing import placed
+from mint_stream.kernels.placing import NOTHING, bits_of, placed, table_key, weight_line
 from mint_stream.kernels.segments import LoraWeights, Segments, SiteWeights
 from mint_stream.kernels.worklist import Launch
 
 
 def item_table(segments: Segments, launch: Launch, device: torch.device) -> Tensor:
     """int32 [items, 4]: first row, rows, slot, nothing. One copy a pass for all layers with the same list."""
+    if segments.bound is not None:
+        return segments.bound.items
     key = (launch.items, device)
     if key not in segments.placed:
         rows = [(item.start, item.rows, item.slot, 0) for item in launch.items]
@@ -29,9 +30,9 @@ def weight_table(sites: Sequence[SiteWeights], device: torch.device, swapped: bo
     One copy for each set of adapters, kept by the first slice's weights.
     """
     kept = cast(dict[object, Tensor], sites[0].placed)
-    key = (device, swapped, *sites[1:])
+    key = table_key(device, swapped, sites)
     if key not in kept:
-        rows = [[(0, 0, 0, 0) if lora is None else _row(lora, swapped) for lora in weights.at] for weights in sites]
+        rows = [[NOTHING if lora is None else weight_line(lora, swapped) for lora in weights.at] for weights in sites]
         kept[key] = placed(torch.tensor(rows, dtype=torch.int64).view(len(sites), -1, 4), device)
     return kept[key]
 
@@ -67,17 +68,6 @@ def gradient_table(weights: SiteWeights, side: Literal["grad_A", "grad_Bt"], dev
         rows = [(0, 0, 0, 0, 0) if lora is None else _gradient_row(lora, getattr(lora, side)) for lora in weights.at]
         kept[device, side] = placed(torch.tensor(rows, dtype=torch.int64), device)
     return kept[device, side]
-
-
-def bits_of(scaling: float) -> int:
-    """The 32 bits of an fp32 number, as an integer."""
-    (bits,) = struct.unpack("<i", struct.pack("<f", scaling))
-    return int(bits)
-
-
-def _row(lora: LoraWeights, swapped: bool) -> tuple[int, int, int, int]:
-    first, second = (lora.Bt, lora.A) if swapped else (lora.A, lora.Bt)
-    return first.data_ptr(), second.data_ptr(), lora.rank, bits_of(lora.scaling)
 
 
 def _gradient_row(lora: LoraWeights, grad: Tensor | None) -> tuple[int, int, int, int, int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mint_stream.kernels.segments import Segments
+from mint_stream.kernels.segments import Bound, Segments
 from mint_stream.kernels.tiles import RANKS, ROWS, Tile, rank_bucket, tile
 
 BUSY_CTAS = 256
@@ -50,6 +50,8 @@ def plan(
     With `fixed_rows` (one of ROWS) a row's tile and split depend on (inputs, its own adapter's rank, dtype) alone, whoever shares the
     pass: adapters of different rank buckets then take launches of their own. A row's place in its segment is its own matter too.
     """
+    if segments.bound is not None:
+        return _bound_launch(segments.bound, inputs, dtype, slices)
     adapted = [item for item in segments.items if ranks[item.slot] and item.end > item.start]
     if not adapted:
         return ()
@@ -64,13 +66,23 @@ def plan(
     return (_launch(items, at, inputs, -(-BUSY_CTAS // (len(items) * slices))),)
 
 
-def _cut(segments: Segments, ranks: Sequence[int], widths: Sequence[int], height: int) -> list[WorkItem]:
+def _bound_launch(bound: Bound, inputs: int, dtype: torch.dtype, slices: int) -> tuple[Launch, ...]:
+    count = len(bound.items)
+    at = tile(ROWS[0], bound.rank, dtype)
+    return (Launch(at, (PADDING,) * count, *planes_of(at, inputs, count * slices)),) if count else ()
+
+
+def cut(segments: Segments, height: int) -> list[WorkItem]:
+    """Every adapted row, in items of up to `height`."""
     return [
         WorkItem(start, min(height, item.end - start), item.slot)
         for item in segments.items
-        if ranks[item.slot] and rank_bucket(ranks[item.slot]) in widths
         for start in range(item.start, item.end, height)
     ]
+
+
+def _cut(segments: Segments, ranks: Sequence[int], widths: Sequence[int], height: int) -> list[WorkItem]:
+    return [item for item in cut(segments, height) if ranks[item.slot] and rank_bucket(ranks[item.slot]) in widths]
 
 
 def planes_of(at: Tile, inputs: int, ctas: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from mint_stream.kernels.attention import Rule, packed_attention, paged_attentio
 from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
 from mint_stream.model.attend import many, one, split
 from mint_stream.model.latent import attend_latents, is_latent
-from mint_stream.model.passes import KeyValues, Pages, Pass
+from mint_stream.model.passes import PAGED_SPANS, KeyValues, Pages, Pass
 
 NAME = "mint"
 _HARMLESS = {"is_causal", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits"}
@@ -88,7 +88,7 @@ def _whole(query: Tensor, key: Tensor, value: Tensor, rule: Rule, pass_: Pass) -
 
 def _paged(query: Tensor, stored: Pages, rule: Rule, pass_: Pass) -> Tensor:
     """[T, heads, value width] of spans whose keys and values are in pages, their own rows among them."""
-    spans = pass_.shared("paged spans", lambda: _spans(pass_))
+    spans = pass_.shared(PAGED_SPANS, lambda: _spans(pass_))
     return paged_attention(query[0].transpose(0, 1), stored.keys, stored.values, stored.table, spans, rule)
 
 

@@ -42,7 +42,8 @@ class PackedModel:
             experts.register()
             model.set_experts_implementation(experts.NAME)  # type: ignore[operator]
         model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
-        fuse(model)
+        self.fused = fuse(model) == model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+        """Whether every layer is of the plain kind whose steps are known, one by one."""
         if getattr(model.config, "_attn_implementation", None) != attention.NAME:
             raise BaseUnusable(f"{type(model).__name__} does not use transformers' attention registry, so its passes cannot be packed")
 
@@ -58,13 +59,14 @@ class PackedModel:
         layers are recomputed. The adapters' gradient slices are added to in place.
         """
         with self.sites.applied(pass_), torch.set_grad_enabled(pass_.training):
+            inputs = pass_.inputs(self.device)
             output = self.model(
-                input_ids=torch.tensor([pass_.tokens], dtype=torch.long, device=self.device),
-                position_ids=torch.tensor([pass_.positions], dtype=torch.long, device=self.device),
+                input_ids=inputs.tokens,
+                position_ids=inputs.positions,
                 attention_mask=visible(pass_, self.device) if self._chooses else None,
                 past_key_values=self._seen(cache, pass_),
                 use_cache=True,
-                logits_to_keep=torch.tensor(pass_.selected, dtype=torch.long, device=self.device),
+                logits_to_keep=inputs.selected,
                 mint_pass=pass_,
                 mint_cache=cache,
             )

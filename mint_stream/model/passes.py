@@ -6,9 +6,11 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from mint_stream.kernels import LoraWeights, Segment, Segments, SiteWeights, SliceWeights
+from mint_stream.kernels.placing import placed
 
 T = TypeVar("T")
 
@@ -92,6 +94,19 @@ class KeyValues(Protocol):
 
 
 @dataclass(frozen=True)
+class PassInputs:
+    """What a model's forward is given: tokens and positions [1, T], and which rows to get logits for [selected]."""
+
+    tokens: Tensor
+    positions: Tensor
+    selected: Tensor
+
+
+INPUTS, PAGED_SPANS = "inputs", "paged spans"
+"""Of a pass's scratch: what a graph's passes bring with them."""
+
+
+@dataclass(frozen=True)
 class Pass:
     """One forward pass [1, T]. `segments` say which rows belong to which slot of `adapters`; `selected` are the rows to get logits for."""
 
@@ -113,7 +128,14 @@ class Pass:
     @cached_property
     def selected_segments(self) -> Segments:
         """The row space of lm_head: only the selected rows."""
+        if self.selected == tuple(range(self.segments.rows)):
+            return self.segments
         return self.segments.select(self.selected)
+
+    def inputs(self, device: torch.device) -> PassInputs:
+        """On the device that the model is on."""
+        numbers = ((self.tokens,), (self.positions,), self.selected)
+        return self.shared(INPUTS, lambda: PassInputs(*(placed(torch.tensor(one, dtype=torch.long), device) for one in numbers)))
 
     @property
     def cached_rows(self) -> int:
