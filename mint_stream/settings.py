@@ -79,6 +79,15 @@ class TrainingSettings(_Group):
     max_num_batched_tokens: int = Field(default=2048, ge=16)
 
 
+class EvaluationSettings(_Group):
+    """One evaluator."""
+
+    requests_at_once: int = Field(default=32, ge=1)
+    """Questions of all its trials together that wait for their answers."""
+    request_timeout_s: float = Field(default=120.0, gt=0)
+    """A question without an answer for so long is asked again."""
+
+
 class HttpSettings(_Group):
     """`/health`, `/ready` and `/metrics` of a role."""
 
@@ -106,6 +115,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     serving: ServingSettings = ServingSettings()
     training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     http: HttpSettings = HttpSettings()
 
     @classmethod

@@ -32,6 +32,7 @@ from mint_stream.metrics import Metrics
 from mint_stream.store import Store
 from mint_stream.workers.admission import Admission, AdmissionLimits
 from mint_stream.workers.answers import Answers
+from mint_stream.workers.canary_tallies import CanaryTallies
 from mint_stream.workers.cancellations import Cancellations
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.completing import Completer, Identity
@@ -117,7 +118,9 @@ class Desk:
         self.leasing = Leasing(self.loader, self.metrics, previous_in(self.catalog))
         completer = Completer(self.engine, self.leasing, admission, answers, self.cancellations, identity)
         self.intake = Intake(self.connection, self.lanes, f"serve-{self.pool}", DeadLetters(self.producer), self.limits)
-        consequences = Consequences(QuarantineReports(self.producer), Lanes(self.producer, self.pool, self.shares, default_deadline_s=30))
+        self.tallies = CanaryTallies(self.catalog)
+        lanes = Lanes(self.producer, self.pool, self.shares, default_deadline_s=30)
+        consequences = Consequences(QuarantineReports(self.producer), lanes, self.tallies)
         return ServingWorker(self.intake, completer, answers, consequences, self.metrics, self.interruptions)
 
     def _work(self, worker: ServingWorker) -> Any:

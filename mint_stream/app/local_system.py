@@ -23,7 +23,7 @@ from mint_stream.errors import BaseUnusable, BrokerFailed
 from mint_stream.model.pull import BUILTIN
 from mint_stream.settings import Settings
 
-RoleName = Literal["register", "serve", "train"]
+RoleName = Literal["register", "serve", "train", "evaluate"]
 
 BROKER = "kafka"
 _HOST = "127.0.0.1"

@@ -27,6 +27,7 @@ from mint_stream.model.pull import resolve_base
 from mint_stream.settings import Settings
 from mint_stream.workers.admission import Admission
 from mint_stream.workers.answers import Answers
+from mint_stream.workers.canary_tallies import CanaryTallies
 from mint_stream.workers.cancellations import Cancellations
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.completing import Completer, Identity
@@ -61,6 +62,7 @@ class ServeRole:
         self._interruptions = Interruptions()
         self._engine: Engine | None = None
         self._leasing: Leasing | None = None
+        self._tallies: CanaryTallies | None = None
         self._started_at_ms = now_ms()
 
     async def start(self) -> None:
@@ -113,6 +115,7 @@ class ServeRole:
             parked=self._leasing.parked if self._leasing else 0,
             resident=self._leasing.resident() if self._leasing else (),
             resident_bytes=self._leasing.resident_bytes if self._leasing else 0,
+            canaries=self._tallies.told() if self._tallies else (),
             max_adapters_in_step=self._engine.max_adapters_in_step if self._engine else 0,
             started_at_ms=self._started_at_ms,
             at_ms=now_ms(),
@@ -130,7 +133,9 @@ class ServeRole:
         self._intake = await self._taking(producer)
         serving = self._settings.serving
         shares = TenantShares(serving.intake_records, serving.tenant_share)
-        consequences = Consequences(QuarantineReports(producer), Lanes(producer, founded.pool, shares, serving.default_deadline_s))
+        self._tallies = CanaryTallies(catalog)
+        lanes = Lanes(producer, founded.pool, shares, serving.default_deadline_s)
+        consequences = Consequences(QuarantineReports(producer), lanes, self._tallies)
         self._worker = ServingWorker(self._intake, completer, answers, consequences, self._metrics, self._interruptions)
         return cancellation_reader
 

@@ -109,6 +109,11 @@ class RequestReply:
         await self._replies.start()
         self._watches.append(asyncio.create_task(self._surface(self._replies), name="replies"))
 
+    async def run_until_failed(self) -> None:
+        """Return after `stop`, raise what ended the reading of replies."""
+        assert self._replies is not None
+        await self._replies.run_until_failed()
+
     async def stop(self) -> None:
         """End; whoever still waits gets ReplyTimeout."""
         for reader in (self._replies, self._chunks):

@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mint_stream.cli.options import NEW_RULE, AsJson, Bootstrap, Pool, Timeout, settings_from
 from mint_stream.cli.output import plain, print_json, print_record, print_table
+from mint_stream.cli.rules import rules
 from mint_stream.cli.running import ask
+from mint_stream.cli.shares import basis_points
 from mint_stream.messages.adapters import AdapterEvent, Canary, PromotionRule
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def show(adapter_id: AdapterId, bootstrap: Bootstrap = None, pool: Pool = None, 
         return print_json({"head": view.head, "position": view.position, "revisions": view.revisions})
     aliases = ", ".join(f"{alias} = {number}" for alias, number in sorted(view.head.aliases.items())) or "none"
     canary = f" · canary: {held.number} at {held.share_basis_points / 100:g} %" if (held := view.head.canary) else ""
-    typer.echo(f"{view.adapter_id} · pool {view.head.pool} · rule {view.head.rule} · aliases: {aliases}{canary}")
+    trial = f" · on trial: {tried.number} ({tried.phase})" if (tried := view.head.trial) else ""
+    typer.echo(f"{view.adapter_id} · pool {view.head.pool} · rule {view.head.rule} · aliases: {aliases}{canary}{trial}")
     return _print_revisions(view)
 
 
@@ -143,26 +144,7 @@ def _described(view: "AdapterView") -> str:
     return f"adapter {view.adapter_id} of pool {view.head.pool} with {len(view.revisions)} revisions, {production},"
 
 
-@adapters.command()
-def rules(
-    adapter_id: AdapterId,
-    rule: Annotated[PromotionRule, typer.Argument(help="auto: an announce moves production; manual: a person does.")],
-    bootstrap: Bootstrap = None,
-    timeout: Timeout = ANSWER_S,
-    as_json: AsJson = False,
-) -> None:
-    """Choose what a new revision does to production."""
-    print_record(ask(settings_from(bootstrap), lambda client: client.set_rule(adapter_id, rule, timeout_s=timeout)), as_json)
-
-
-def _basis_points(share: str) -> int:
-    """`5%` or `0.25%` as parts of 10,000."""
-    number = share.removesuffix("%")
-    with suppress(ArithmeticError, ValueError):
-        points = Decimal(number) * 100
-        if share != number and points == int(points) and 1 <= points <= 10_000:
-            return int(points)
-    raise typer.BadParameter(f"{share!r} is no share: write a percentage from 0.01% to 100%", param_hint="--share")
+adapters.command()(rules)
 
 
 @adapters.command()
@@ -178,7 +160,7 @@ def canary(
     """Answer a share of the requests for production by another revision."""
     if off == (revision is not None):
         raise typer.BadParameter("give either --revision or --off")
-    wanted = Canary(number=revision, share_basis_points=_basis_points(share)) if revision is not None else None
+    wanted = Canary(number=revision, share_basis_points=basis_points(share, "--share")) if revision is not None else None
     print_record(ask(settings_from(bootstrap), lambda client: client.set_canary(adapter_id, wanted, timeout_s=timeout)), as_json)
 
 

@@ -16,7 +16,7 @@ from mint_stream.cli.group import ErrorLine
 from mint_stream.cli.jobs import jobs
 from mint_stream.cli.kafka import kafka
 from mint_stream.cli.requests import cancel, result
-from mint_stream.cli.roles import register, serve, train, up
+from mint_stream.cli.roles import evaluate, register, serve, train, up
 from mint_stream.cli.topics import app as topics
 
 app = typer.Typer(
@@ -61,6 +61,7 @@ app.command(rich_help_panel=SYSTEM)(kafka)
 app.command(rich_help_panel=ROLES)(serve)
 app.command(rich_help_panel=ROLES)(train)
 app.command(rich_help_panel=ROLES)(register)
+app.command(rich_help_panel=ROLES)(evaluate)
 app.command(rich_help_panel=USE)(generate)
 app.command(rich_help_panel=USE)(result)
 app.command(rich_help_panel=USE)(cancel)

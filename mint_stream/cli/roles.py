@@ -1,4 +1,4 @@
-"""`mint-stream serve|train|register`: one role in this process. `mint-stream up`: all of them, supervised."""
+"""`mint-stream serve|train|register|evaluate`: one role in this process. `mint-stream up`: all of them, supervised."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated
@@ -36,10 +36,18 @@ def register(bootstrap: Bootstrap = None, home: Home = None) -> None:
     asyncio.run(run(settings_from(bootstrap, home=home)))
 
 
+def evaluate(bootstrap: Bootstrap = None, pool: Pool = None, home: Home = None) -> None:
+    """Judge candidates of adapters under the rule `gated`: a gate, a canary, production or not."""
+    from mint_stream.app.evaluate import run
+
+    asyncio.run(run(settings_from(bootstrap, pool, home=home)))
+
+
 def up(
     registrars: Count = 1,
     servers: Count = 1,
     trainers: Count = 1,
+    evaluators: Count = 1,
     logs: Annotated[bool, typer.Option("--logs", help="Show what every process says, each line with its name.")] = False,
     grace: Annotated[float, typer.Option(min=0.0, help="Seconds a role may drain after Ctrl-C.")] = 30.0,
     bootstrap: Bootstrap = None,
@@ -56,7 +64,7 @@ def up(
 
     settings = settings_from(bootstrap, pool, base, home)
     echo = (lambda name, line: typer.echo(f"{name:>10} | {line}", err=True)) if logs else None
-    counts: dict[RoleName, int] = {"register": registrars, "serve": servers, "train": trainers}
+    counts: dict[RoleName, int] = {"register": registrars, "serve": servers, "train": trainers, "evaluate": evaluators}
     system = LocalSystem(settings, counts, _print_change_as_json if as_json else _print_change, echo)
     if not asyncio.run(run(system, grace)):
         raise typer.Exit(1)

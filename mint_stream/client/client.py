@@ -33,6 +33,7 @@ from mint_stream.messages.adapters import (
     SetSpread,
 )
 from mint_stream.messages.fleet import PoolBase
+from mint_stream.messages.gates import GateTerms
 from mint_stream.messages.inference import Cancellation, InferenceRequest, InferenceResult, Sampling
 from mint_stream.messages.shared import CatalogPosition
 from mint_stream.messages.training import TrainingControl, TrainingEvent, TrainingJob
@@ -242,10 +243,16 @@ class Client:
         return await self._command(Delete, adapter_id, command_id, timeout_s, force=force, expected_position=seen)
 
     async def set_rule(
-        self, adapter_id: str, rule: PromotionRule, *, command_id: str | None = None, timeout_s: float = ANSWER_S
+        self,
+        adapter_id: str,
+        rule: PromotionRule,
+        gate: GateTerms | None = None,
+        *,
+        command_id: str | None = None,
+        timeout_s: float = ANSWER_S,
     ) -> AdapterEvent:
-        """Choose what an announce does to production."""
-        return await self._command(SetRule, adapter_id, command_id, timeout_s, rule=rule)
+        """Choose what an announce does to production. `gate`: what the rule `gated` asks; None leaves what it asked before."""
+        return await self._command(SetRule, adapter_id, command_id, timeout_s, rule=rule, gate=gate)
 
     async def set_canary(
         self,

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from mint_stream.messages.gates import CanaryTally
 from mint_stream.messages.record import Record
 from mint_stream.messages.shared import Digest, EpochMs, Id, Name, TargetShape
 
@@ -27,7 +28,7 @@ class WorkerStatus(Record):
     """What a worker holds and how busy it is."""
 
     worker_id: Id
-    role: Literal["serve", "train", "register"]
+    role: Literal["serve", "train", "register", "evaluate"]
     pool: Name | None = None
     state: WorkerState
     running: int = Field(default=0, ge=0)
@@ -38,5 +39,7 @@ class WorkerStatus(Record):
     resident: tuple[str, ...] = Field(default=(), max_length=64)
     """The most recently used revisions in device slots, as `adapter_id@number`."""
     resident_bytes: int = Field(default=0, ge=0)
+    canaries: tuple[CanaryTally, ...] = Field(default=(), max_length=64)
+    """What was counted of canaries on trial since the worker started."""
     started_at_ms: EpochMs
     at_ms: EpochMs

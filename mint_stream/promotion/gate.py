@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mint_stream.messages.gates import GateTerms
-from mint_stream.promotion.evidence import against_mean, needed
+from mint_stream.promotion.evidence import MOST, against_mean, needed
 from mint_stream.promotion.verdict import Judgement, Outcome
 
 MOST_ITEMS = 100_000
@@ -31,35 +31,36 @@ class Scores:
 
 def judge(terms: GateTerms, scores: Scores) -> Judgement:
     """Whether the candidate passes. There is no third answer: all items are asked before anybody looks."""
-    figures: dict[str, float] = {"items": len(scores.candidate), "score": mean(scores.candidate), "floor": terms.floor}
+    figures = _figures(terms, scores)
     if not scores.candidate:
-        return _failed("there is nothing to score", figures)
+        return Judgement("failed", "there is nothing to score", figures)
     if figures["score"] < terms.floor:
-        return _failed(f"score {figures['score']:.4f} is below the floor {terms.floor:g}", figures)
+        return Judgement("failed", f"score {figures['score']:.4f} is below the floor {terms.floor:g}", figures)
     if scores.production is None:
         return Judgement("passed", f"score {figures['score']:.4f}, and there is no production to compare with", figures)
-    return _compared(terms, scores.candidate, scores.production, figures)
-
-
-def _compared(terms: GateTerms, candidate: Sequence[float], production: Sequence[float], figures: dict[str, float]) -> Judgement:
-    difference = math.fsum(ours - theirs for ours, theirs in zip(candidate, production, strict=True)) / len(candidate)
-    evidence = no_worse(candidate, production, terms.max_regression)
-    figures |= {"production_score": mean(production), "difference": difference, "max_regression": terms.max_regression}
-    figures |= {"evidence": evidence, "evidence_needed": needed(terms.confidence)}
-    outcome: Outcome = "passed" if evidence >= needed(terms.confidence) else "failed"
+    outcome: Outcome = "passed" if figures["evidence"] >= figures["evidence_needed"] else "failed"
     shown = "shown" if outcome == "passed" else "not shown"
-    return Judgement(
-        outcome,
-        f"score {figures['score']:.4f} beside production's {figures['production_score']:.4f} over {len(candidate)} items: "
-        f"no worse by {terms.max_regression:g} is {shown} with confidence {terms.confidence:g}",
-        figures,
-    )
+    beside = f"score {figures['score']:.4f} beside production's {figures['production_score']:.4f} over {len(scores.candidate)} items"
+    return Judgement(outcome, f"{beside}: no worse by {terms.max_regression:g} is {shown} with confidence {terms.confidence:g}", figures)
+
+
+def _figures(terms: GateTerms, scores: Scores) -> dict[str, float]:
+    figures: dict[str, float] = {"items": len(scores.candidate), "score": mean(scores.candidate), "floor": terms.floor}
+    if scores.production is None or not scores.candidate:
+        return figures
+    return figures | {
+        "production_score": mean(scores.production),
+        "difference": mean(tuple(ours - theirs for ours, theirs in zip(scores.candidate, scores.production, strict=True))),
+        "max_regression": terms.max_regression,
+        "evidence": no_worse(scores.candidate, scores.production, terms.max_regression),
+        "evidence_needed": needed(terms.confidence),
+    }
 
 
 def no_worse(candidate: Sequence[float], production: Sequence[float], max_regression: float) -> float:
     """The evidence that the mean difference is above -max_regression. Differences in [-1, 1] are laid onto [0, 1]."""
     halves = ((1 + ours - theirs) / 2 for ours, theirs in zip(candidate, production, strict=True))
-    return against_mean(halves, (1 - max_regression) / 2) if max_regression < 1 else math.inf
+    return against_mean(halves, (1 - max_regression) / 2) if max_regression < 1 else MOST
 
 
 def items_needed(max_regression: float, confidence: float) -> int | None:
@@ -81,7 +82,3 @@ def mean(values: Sequence[float]) -> float:
 def _tie_passes(items: int, max_regression: float, confidence: float) -> bool:
     even = (0.0,) * items
     return no_worse(even, even, max_regression) >= needed(confidence)
-
-
-def _failed(reason: str, figures: dict[str, float]) -> Judgement:
-    return Judgement("failed", reason, figures)

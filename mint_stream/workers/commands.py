@@ -19,13 +19,14 @@ from mint_stream.messages.adapters import (
     RevisionAnnounced,
     decode_event,
 )
+from mint_stream.messages.gates import CandidateJudged
 
 log = logging.getLogger(__name__)
 
-ANSWERS = (ClaimGranted, RevisionAnnounced, CommandRepeated, CommandRejectedEvent)
-"""Event types that say what became of a claim or an announce; others tell what else it moved."""
+ANSWERS = (ClaimGranted, RevisionAnnounced, CandidateJudged, CommandRepeated, CommandRejectedEvent)
+"""Event types that say what became of a claim, an announce or a verdict; others tell what else it moved."""
 
-Answer = ClaimGranted | RevisionAnnounced | CommandRepeated | CommandRejectedEvent
+Answer = ClaimGranted | RevisionAnnounced | CandidateJudged | CommandRepeated | CommandRejectedEvent
 
 
 class SentCommand:

@@ -18,8 +18,8 @@ from mint_stream.workers.answers import Answers, ChunkStream, trace_of
 from mint_stream.workers.blaming import culprit
 from mint_stream.workers.cancellations import Cancellations
 from mint_stream.workers.clock import now_ms
+from mint_stream.workers.lanes import Consequences
 from mint_stream.workers.leasing import Leasing
-from mint_stream.workers.quarantine import QuarantineReports
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Completer:
         self._cancellations = cancellations
         self._identity = identity
 
-    async def complete(self, request: InferenceRequest, delivery: Delivery, quarantine: QuarantineReports) -> InferenceResult:
-        """The ok result. A revision that proves unservable on the way is reported to the registrar."""
+    async def complete(self, request: InferenceRequest, delivery: Delivery, consequences: Consequences) -> InferenceResult:
+        """The ok result. A revision that proves unservable on the way is reported to the registrar; a canary's requests are counted."""
         watch = Stopwatch(delivery.timestamp_ms)
         deadline_s = self._admission.deadline_s(request, delivery.timestamp_ms)
         self._answers.check(request.reply_to)
@@ -90,9 +90,12 @@ class Completer:
             completion = await self._serve(request, admitted, deadline_s, delivery, watch)
         except MintError as error:
             if admitted.revision is not None:
-                await quarantine.report(admitted.revision, error)
+                await consequences.quarantine.report(admitted.revision, error)
+                consequences.tallies.failed(request, admitted.canary, error)
             raise
-        return self._result(request, admitted, completion, watch.timings(completion), delivery.attempt)
+        timings = watch.timings(completion)
+        consequences.tallies.completed(request, admitted.canary, timings.total_ms - timings.bus_ms)
+        return self._result(request, admitted, completion, timings, delivery.attempt)
 
     async def _serve(
         self, request: InferenceRequest, admitted: Admitted, deadline_s: float, delivery: Delivery, watch: Stopwatch

@@ -8,6 +8,7 @@ from mint_stream.bus.producer import Producer
 from mint_stream.bus.routing import Routing
 from mint_stream.messages.inference import InferenceRequest
 from mint_stream.workers.answers import trace_of
+from mint_stream.workers.canary_tallies import CanaryTallies
 from mint_stream.workers.quarantine import QuarantineReports
 from mint_stream.workers.shares import TenantShares
 
@@ -49,7 +50,9 @@ class Lanes:
 
 @dataclass(frozen=True)
 class Consequences:
-    """What a request may lead to besides its answer: its revision is reported to the registrar, or it is moved to the bulk lane."""
+    """What a request may lead to besides its answer: its revision is reported to the registrar, it counts for or against a canary,
+    or it is moved to the bulk lane."""
 
     quarantine: QuarantineReports
     lanes: Lanes
+    tallies: CanaryTallies

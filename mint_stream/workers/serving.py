@@ -40,7 +40,7 @@ class ServingWorker:
         self._intake = intake
         self._completer = completer
         self._answers = answers
-        self._quarantine, self._lanes = consequences.quarantine, consequences.lanes
+        self._consequences, self._lanes = consequences, consequences.lanes
         self._metrics = metrics
         self._interruptions = interruptions
         self._crew = Crew(metrics.open_requests.set)
@@ -102,7 +102,7 @@ class ServingWorker:
         """The terminal result, whatever becomes of the request. A Stop is raised: the worker is broken, not the request."""
         try:
             with self._interruptions.interruptible(request.name):
-                return await self._completer.complete(request, delivery, self._quarantine)
+                return await self._completer.complete(request, delivery, self._consequences)
         except Stop:
             raise
         except MintError as error:

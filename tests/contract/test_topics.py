@@ -23,7 +23,7 @@ from mint_stream.settings import ServingSettings
 
 TOPICS = load_topics()
 DEAD_LETTERS = {f"{stem}-dlq": topic.dead_letters() for stem, topic in TOPICS.items() if topic.dead_letter}
-ROLES = {"clients", "serve", "train", "register"}
+ROLES = {"clients", "serve", "train", "register", "evaluate"}
 DAY_MS = 86_400_000
 KAFKA_NAME = set(string.ascii_letters + string.digits + "._-")
 
