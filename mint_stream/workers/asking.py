@@ -67,9 +67,9 @@ class Asking:
                 result = await self._insisted(of, request, f"{of.adapter_id}#{place // _SPREAD}")
             if result.error is None:
                 return result.text or ""
+            log.info("no answer request_id=%s code=%s", request.request_id, result.error.code)
             if not issubclass(leaves().get(result.error.code, MintError), (Retry, DeadlineExceeded)):
-                break
-        log.info("no answer request_id=%s code=%s", request.request_id, result.error.code)
+                return None
         return None
 
     async def _insisted(self, of: OpenTrial, request: InferenceRequest, key: str) -> InferenceResult:

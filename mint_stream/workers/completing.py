@@ -89,12 +89,13 @@ class Completer:
         try:
             completion = await self._serve(request, admitted, deadline_s, delivery, watch)
         except MintError as error:
-            if admitted.revision is not None:
-                await consequences.quarantine.report(admitted.revision, error)
-                consequences.tallies.failed(request, admitted.canary, error)
+            if admitted.chosen is not None:
+                await consequences.quarantine.report(admitted.chosen.revision, error)
+                consequences.tallies.failed(request, admitted.chosen.canary, error)
             raise
         timings = watch.timings(completion)
-        consequences.tallies.completed(request, admitted.canary, timings.total_ms - timings.bus_ms)
+        if admitted.chosen is not None:
+            consequences.tallies.completed(request, admitted.chosen.canary, timings.total_ms - timings.bus_ms)
         return self._result(request, admitted, completion, timings, delivery.attempt)
 
     async def _serve(
