@@ -23,7 +23,7 @@ class Metrics:
         )
         self.catalog_applied_total = self._counter("mint_catalog_records_total", "Catalog changes applied here.")
         self.commands_total = self._counter("mint_adapter_commands_total", "Commands decided by the registrar, by event type.", "event")
-        self.verdicts_total = self._counter("mint_trial_verdicts_total", "Verdicts on candidates, `refused` ones by that.", "verdict")
+        self.verdicts_total = self._counter("mint_trial_verdicts_total", "Verdicts on candidates, `refused` ones by that.", "outcome")
         self.training_steps_total = self._counter("mint_training_steps_total", "Optimizer steps made.")
         self.training_tokens_total = self._counter("mint_training_tokens_total", "Tokens that passed forward and backward.")
         self.jobs_total = self._counter("mint_training_jobs_total", "Training jobs ended, by state.", "state")
