@@ -1,5 +1,6 @@
 """What every measurement states beside its numbers: spread, machine, versions."""
 
+import math
 import os
 import platform
 import statistics
@@ -12,6 +13,17 @@ from pathlib import Path
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, smallest and largest of repeated measurements."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and the 99th percentile by nearest rank (of fewer than 100 values the largest), with the extremes."""
+    ordered = sorted(values)
+    return {
+        "p50": statistics.median(ordered),
+        "p99": ordered[math.ceil(0.99 * len(ordered)) - 1],
+        "min": ordered[0],
+        "max": ordered[-1],
+    }
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -203,6 +203,7 @@ class JobRunner:
         while not run.done:
             self._check(job, report)
             made = await self._thread.run(self._workshop.step, work)
+            self._after("stepped")
             report.step = run.step
             self._count(made)
             if told := progress.add(made):
