@@ -17,7 +17,7 @@ from mint_stream.workers.clock import now_ms
 log = logging.getLogger(__name__)
 
 COALESCE_S = 0.03
-"""Text that arrives within this time travels in one chunk."""
+"""Text that arrives within this time travels in one chunk; the first text of a stream does not wait."""
 
 
 class Answers:
@@ -92,7 +92,7 @@ class ChunkStream:
         while not self._ended:
             await self._wake.wait()
             self._wake.clear()
-            if not self._ended:
+            if self._sequence and not self._ended:
                 await asyncio.sleep(COALESCE_S)
             await self._flush()
         await self._flush()
