@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mint_stream.app.child import ChildCommand
+from mint_stream.app.demo_adapters import linears_of
+from mint_stream.app.importing import publish
 from mint_stream.app.local_system import LocalSystem, RoleName, role_command
 from mint_stream.app.supervisor import ChildChange, Supervisor
+from mint_stream.bench.workload import WrongResult, drawn_adapter
 from mint_stream.client import Client
 from mint_stream.errors import BrokerFailed
+from mint_stream.messages.adapters import RevisionAnnounced
 from mint_stream.model.pull import resolve_base
 from mint_stream.settings import Settings
 
@@ -32,6 +36,14 @@ class Fleet:
     def stamps(self) -> Path:
         """What the trainer wrote down; see stamps.py."""
         return self.room / "stamps.txt"
+
+    async def publish(self, adapter_id: str, rank: int, seed: int) -> RevisionAnnounced:
+        """Make an adapter of random numbers the next revision of `adapter_id`. Raises as `import_adapter`."""
+        base = await self.client.pool_base()
+        event = await publish(self.client, self.settings, adapter_id, drawn_adapter(linears_of(base), rank, seed), base)
+        if not isinstance(event, RevisionAnnounced):
+            raise WrongResult(f"{adapter_id} was not announced: {event}")
+        return event
 
 
 @asynccontextmanager

@@ -26,7 +26,9 @@ from mint_stream.messages.training import Hyperparameters, LoraSettings, Trainin
 from mint_stream.settings import Settings
 from mint_stream.store import Store
 
-ADAPTER = "handed-off"
+STAGES = ("checkpoint", "write", "announce", "catalogued", "request", "applied", "loaded", "prefill", "first_token")
+"""Of a hand-off, in their order: the files durable (checkpoint, write), the command acknowledged, its event at the client; then the
+request on its way, held for the catalog and admitted, waiting for its adapter, queued and prefilled, and its first text on the way back."""
 LINES = 64
 NEW_TOKENS = 8
 PATIENCE_S = 300.0
@@ -41,6 +43,7 @@ class Size:
     rank: int = 8
     prompt_tokens: int = 64
     repeats: int = 5
+    adapter: str = "handed-off"
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -63,7 +66,7 @@ async def run(settings: Settings, size: Size) -> dict[str, Any]:
     async with fleet(settings, trainer=True) as running:
         samples = await _handed_over(running, size)
         stages = [_stages(one, when) for one, when in zip(samples, published(running.stamps.read_text()), strict=False)]
-        found = (await running.client.adapter(ADAPTER)).revisions
+        found = (await running.client.adapter(size.adapter)).revisions
         revisions = [found[sample.event.number - 1] for sample in samples]
         with Direct(running.base, running.settings, reuse_prefixes=False) as direct:
             alone = await direct.run([Asked(size.prompt, NEW_TOKENS, revision) for revision in revisions])
@@ -88,7 +91,7 @@ async def _handed_over(running: Fleet, size: Size) -> list[Sample]:
     await running.client.pool_base()
     await _streamed(running, size, None)  # makes the client's connections, which are no part of a hand-off
     samples: list[Sample] = []
-    async with running.client.revisions(ADAPTER) as events:
+    async with running.client.revisions(size.adapter) as events:
         await running.client.train(_job(running.room, size))
         async for event in events:
             if isinstance(event, RevisionAnnounced):
@@ -106,7 +109,7 @@ async def _sampled(running: Fleet, size: Size, event: RevisionAnnounced) -> Samp
 
 async def _streamed(running: Fleet, size: Size, event: RevisionAnnounced | None) -> tuple[int, InferenceResult]:
     """When the first piece of the answer came, and the whole answer."""
-    adapter, after = (f"{ADAPTER}@{event.number}", event.catalog_position) if event else (None, None)
+    adapter, after = (f"{size.adapter}@{event.number}", event.catalog_position) if event else (None, None)
     sampling = Sampling(max_tokens=NEW_TOKENS, ignore_eos=True)
     first = 0
     async for part in running.client.stream(size.prompt, adapter, sampling=sampling, timeout_s=PATIENCE_S, after=after):
@@ -123,7 +126,7 @@ def _job(room: Path, size: Size) -> TrainingJob:
     steps = size.revisions * size.steps
     return TrainingJob(
         job_id=f"handoff-{uuid4().hex[:8]}",
-        adapter_id=ADAPTER,
+        adapter_id=size.adapter,
         dataset_uri=dataset.as_uri(),
         lora=LoraSettings(rank=size.rank, alpha=2.0 * size.rank),
         hyperparameters=Hyperparameters(steps=steps, batch_size=4, learning_rate=1e-3, schedule="constant", max_length_tokens=128),

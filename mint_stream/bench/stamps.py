@@ -8,10 +8,11 @@ from pathlib import Path
 
 def stamping(path: Path) -> Callable[[str], None]:
     """What a training worker calls after each effect: it appends the effect's name and nanoseconds to the file."""
-    file = path.open("a", buffering=1)
 
     def stamp(effect: str) -> None:
-        file.write(f"{effect} {time.monotonic_ns()}\n")
+        at_ns = time.monotonic_ns()
+        with path.open("a") as file:
+            file.write(f"{effect} {at_ns}\n")
 
     return stamp
 

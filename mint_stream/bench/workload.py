@@ -2,7 +2,7 @@
 
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,12 @@ def workload(base: ResidentBase, load: Load) -> Workload:
 
 def random_adapter(base: ResidentBase, rank: int, seed: int) -> AdapterWeights:
     """All linear layers but the head, B large enough to change the answers."""
-    fresh = AdapterWeights.fresh(LoraSettings(rank=rank, alpha=2.0 * rank), base.linears, seed, base.output_head)
+    return drawn_adapter(base.linears, rank, seed, base.output_head)
+
+
+def drawn_adapter(linears: Mapping[str, tuple[int, int]], rank: int, seed: int, output_head: str | None = "lm_head") -> AdapterWeights:
+    """As `random_adapter`, for layers by path with (in, out)."""
+    fresh = AdapterWeights.fresh(LoraSettings(rank=rank, alpha=2.0 * rank), linears, seed, output_head)
     generator = torch.Generator().manual_seed(seed)
     drawn = {path: torch.randn(layer.B.shape, generator=generator) * 0.02 for path, layer in fresh.layers.items()}
     layers = {path: AdapterLayer(layer.A, drawn[path], layer.scaling) for path, layer in fresh.layers.items()}

@@ -1,7 +1,8 @@
 """`mint-stream bench handoff | rollback | routing | bus`: measurements of the whole system, on a broker and processes of its own."""
 
 import asyncio
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +10,12 @@ from mint_stream.cli.options import AsJson, BaseName, Home, settings_from
 from mint_stream.cli.output import print_json, print_table
 
 system = typer.Typer()
+
+
+def _print_percentiles(found: Mapping[str, Any], figures: Sequence[str]) -> None:
+    print_table(
+        ("ms", "p50", "p99"), [(name.removesuffix("_ms"), *(f"{found[name][part]:.1f}" for part in ("p50", "p99"))) for name in figures]
+    )
 
 
 @system.command()
@@ -28,7 +35,25 @@ def handoff(
     found = asyncio.run(run(settings_from(base=base, home=home), Size(revisions, steps, rank, prompt_tokens, repeats)))
     if as_json:
         return print_json(found)
-    figures = ("handoff_ms", "prefill_ms", "baseline_cold_ms", "baseline_warm_ms")
-    print_table(("ms", "p50", "p99"), [(name.removesuffix("_ms"), *(f"{found[name][p]:.1f}" for p in ("p50", "p99"))) for name in figures])
+    _print_percentiles(found, ("handoff_ms", "prefill_ms", "baseline_cold_ms", "baseline_warm_ms"))
     print_table((), [(f"stage, ms: {name}", f"{ms:.1f}") for name, ms in found["stages_ms"].items()])
     return print_table((), [(name, f"{ratio:.1f}x") for name, ratio in found["ratios"].items()])
+
+
+@system.command()
+def rollback(
+    rollbacks: Annotated[int, typer.Option(min=1, help="Roll-backs that are timed.")] = 30,
+    every_ms: Annotated[float, typer.Option(min=1, help="A request of the stream every so many milliseconds.")] = 20.0,
+    rank: Annotated[int, typer.Option(min=1)] = 8,
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 16,
+    base: BaseName = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """From a roll-back's command to the first result of the previous revision, under a steady stream of requests."""
+    from mint_stream.bench.rollback import Size, run
+
+    found = asyncio.run(run(settings_from(base=base, home=home), Size(rollbacks, every_ms, rank, prompt_tokens)))
+    if as_json:
+        return print_json(found)
+    return _print_percentiles(found, ("effect_ms", "event_ms", "request_ms"))

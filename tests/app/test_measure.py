@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mint_stream.app.measure import machine, memory_mib, spread
+from mint_stream.app.measure import machine, memory_mib, percentiles, spread
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's smaps_rollup")
 
@@ -35,3 +35,8 @@ def test_a_process_that_is_gone_holds_nothing() -> None:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     assert memory_mib([done.pid]) == 0
+
+
+def test_percentiles_are_values_that_were_measured_and_the_99th_of_few_is_the_largest() -> None:
+    assert percentiles([3.0, 1.0, 2.0]) == {"p50": 2.0, "p99": 3.0, "min": 1.0, "max": 3.0}
+    assert percentiles([float(number) for number in range(1, 201)])["p99"] == 198.0

@@ -93,6 +93,20 @@ async def test_finishing_sends_what_waits_and_returns_only_then(connection: Conn
 
 
 @pytest.mark.kafka
+async def test_the_first_text_waits_for_no_other(
+    connection: Connection, answers: Answers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_stream.workers.answers.COALESCE_S", 3600.0)
+    async with reading(connection, contracts.INFERENCE_CHUNKS.name(), topic_prefix) as found:
+        stream = ChunkStream(answers, request(topic_prefix), attempt=0)
+        stream.add("first")
+        while not (chunks := chunks_of(await found())):
+            await asyncio.sleep(0)
+        assert [(chunk.sequence, chunk.text) for chunk in chunks] == [(0, "first")]
+        await stream.finish()
+
+
+@pytest.mark.kafka
 async def test_a_steady_trickle_of_text_is_at_most_one_chunk_every_few_hundredths(
     connection: Connection, answers: Answers, topic_prefix: str
 ) -> None:

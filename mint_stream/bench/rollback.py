@@ -1,0 +1,151 @@
+"""How fast a roll-back takes effect: from the command produced to the first result of the previous revision, under a steady stream.
+
+Two revisions take turns: production rolls back from one to the other and back, while requests for production are sent at a steady pace.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from mint_stream.app.measure import machine, percentiles, versions
+from mint_stream.bench.fleet import Fleet, fleet
+from mint_stream.bench.workload import WrongResult
+from mint_stream.client import Client
+from mint_stream.messages.inference import InferenceResult, Sampling
+from mint_stream.settings import Settings
+
+ONE_TOKEN = Sampling(max_tokens=1, ignore_eos=True)
+PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much: roll-backs, a request every so many milliseconds, rank of the revisions, tokens of the prompt."""
+
+    rollbacks: int = 30
+    every_ms: float = 20.0
+    rank: int = 8
+    prompt_tokens: int = 16
+    adapter: str = "rolled-back"
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Token ids of the prompt, letters in every vocabulary."""
+        return tuple(65 + place * 7 % 50 for place in range(self.prompt_tokens))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One roll-back, in milliseconds from its command on."""
+
+    event: float
+    result: float
+
+
+async def run(settings: Settings, size: Size) -> dict[str, Any]:
+    """Measure. Raises WrongResult when a request fails, or is answered by other bytes than its revision was announced with."""
+    async with fleet(settings) as running:
+        events = [await running.publish(size.adapter, size.rank, seed) for seed in (1, 2)]
+        digests = {event.number: event.digest for event in events}
+        for number in digests:
+            await running.client.generate(size.prompt, f"{size.adapter}@{number}", sampling=ONE_TOKEN)
+        async with Stream(running.client, size, digests).going() as stream:
+            effects = [await _roll_back(running, stream, size) for _ in range(size.rollbacks + 1)][1:]
+    return _report(size, effects, stream)
+
+
+class Stream:
+    """Requests for production at a steady pace, whatever becomes of those before."""
+
+    def __init__(self, client: Client, size: Size, digests: Mapping[int, str]) -> None:
+        self._client = client
+        self._size = size
+        self._digests = digests
+        self._open: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+        self._seen = asyncio.Condition()
+        self.number = 0
+        """The revision of the latest result."""
+        self.answered_ms: list[float] = []
+
+    @asynccontextmanager
+    async def going(self) -> AsyncIterator[Self]:
+        """Send while the block runs; at its end everything is answered. Raises WrongResult for what was answered wrongly."""
+        sending = asyncio.create_task(self._send())
+        try:
+            await self.until(lambda: bool(self.number))
+            yield self
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, *self._open, return_exceptions=True)
+        self._raise_failure()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a result makes the condition true. Raises WrongResult, or TimeoutError after half a minute."""
+        async with asyncio.timeout(PATIENCE_S), self._seen:
+            await self._seen.wait_for(lambda: self._failure is not None or condition())
+        self._raise_failure()
+
+    async def settled(self) -> None:
+        """Wait until everything that was sent before is answered."""
+        await asyncio.wait(set(self._open))
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    async def _send(self) -> None:
+        while True:
+            task = asyncio.create_task(self._ask())
+            self._open.add(task)
+            task.add_done_callback(self._open.discard)
+            await asyncio.sleep(self._size.every_ms / 1000)
+
+    async def _ask(self) -> None:
+        begun = time.perf_counter()
+        try:
+            self._take(await self._client.generate(self._size.prompt, self._size.adapter, sampling=ONE_TOKEN))
+        except Exception as error:
+            self._failure = error
+        self.answered_ms.append((time.perf_counter() - begun) * 1000)
+        async with self._seen:
+            self._seen.notify_all()
+
+    def _take(self, result: InferenceResult) -> None:
+        served = result.served_by
+        if served is None or served.number is None or served.revision_digest != self._digests.get(served.number):
+            raise WrongResult(f"a request was answered by {served}, of {dict(self._digests)}: {result.error}")
+        self.number = served.number
+
+
+async def _roll_back(running: Fleet, stream: Stream, size: Size) -> Effect:
+    """One roll-back in the middle of the stream, after which the stream is left to settle."""
+    await stream.settled()
+    before = stream.number
+    begun = time.perf_counter()
+    command = asyncio.create_task(_answered(running, size))
+    await stream.until(lambda: stream.number != before)
+    seen = time.perf_counter()
+    return Effect(event=(await command - begun) * 1000, result=(seen - begun) * 1000)
+
+
+async def _answered(running: Fleet, size: Size) -> float:
+    """When the client heard the event that answers the command."""
+    await running.client.rollback(size.adapter)
+    return time.perf_counter()
+
+
+def _report(size: Size, effects: list[Effect], stream: Stream) -> dict[str, Any]:
+    return {
+        "workload": asdict(size),
+        "n": len(effects),
+        "effect_ms": percentiles([effect.result for effect in effects]),
+        "event_ms": percentiles([effect.event for effect in effects]),
+        "request_ms": percentiles(stream.answered_ms),
+        "requests": len(stream.answered_ms),
+        "machine": machine(),
+        "versions": versions("torch", "aiokafka", "mint-stream"),
+    }
