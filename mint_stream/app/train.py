@@ -40,16 +40,16 @@ TAKEOVERS_BEFORE_SUSPECT = 20
 """A job outlives many workers: machines are reclaimed and restarted under it, and each time it goes on from its checkpoint."""
 
 
-def nothing(_effect: str) -> None:
-    """What a real worker does after an effect."""
-
-
-async def run(settings: Settings, after: After = nothing) -> None:
+async def run(settings: Settings) -> None:
     """Train until told to stop. Raises a Stop that says what a person has to change."""
     logs.configure(settings.log_json)
     connection, metrics = connection_from(settings), Metrics()
     with Workplace(settings.home, "train", settings.worker_id) as workplace:
-        await Shell(TrainRole(settings, connection, metrics, workplace, after), connection, metrics).serve(settings.http)
+        await Shell(TrainRole(settings, connection, metrics, workplace), connection, metrics).serve(settings.http)
+
+
+def nothing(_effect: str) -> None:
+    """What a real worker does after an effect."""
 
 
 class TrainRole:

@@ -15,9 +15,10 @@ from mint_stream.app.supervisor import ChildChange, Supervisor
 from mint_stream.bench.workload import WrongResult, drawn_adapter
 from mint_stream.client import Client
 from mint_stream.errors import BrokerFailed
-from mint_stream.messages.adapters import RevisionAnnounced
+from mint_stream.messages.adapters import Revision, RevisionAnnounced
 from mint_stream.model.pull import resolve_base
 from mint_stream.settings import Settings
+from mint_stream.store import Store
 
 ROLES: dict[RoleName, int] = {"register": 1, "serve": 1}
 TRAINER = "train"
@@ -44,6 +45,15 @@ class Fleet:
         if not isinstance(event, RevisionAnnounced):
             raise WrongResult(f"{adapter_id} was not announced: {event}")
         return event
+
+    def as_peft(self, revision: Revision) -> Path:
+        """The revision's files in a directory of their own, as PEFT reads them."""
+        directory = self.room / "peft" / revision.adapter_id / str(revision.number)
+        directory.mkdir(parents=True)
+        store = Store(self.settings.store_uri, self.settings.store.options)
+        for name, content in store.read_revision(revision.uri or "").items():
+            (directory / name).write_bytes(content)
+        return directory
 
 
 @asynccontextmanager

@@ -20,11 +20,10 @@ from mint_stream.bench.fleet import Fleet, fleet
 from mint_stream.bench.full_checkpoint import Baselines, measure
 from mint_stream.bench.stamps import Published, published
 from mint_stream.bench.workload import WrongResult
-from mint_stream.messages.adapters import Revision, RevisionAnnounced
+from mint_stream.messages.adapters import RevisionAnnounced
 from mint_stream.messages.inference import InferenceResult, Sampling
 from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingJob
 from mint_stream.settings import Settings
-from mint_stream.store import Store
 
 STAGES = ("checkpoint", "write", "announce", "catalogued", "request", "applied", "loaded", "prefill", "first_token")
 """Of a hand-off, in their order: the files durable (checkpoint, write), the command acknowledged, its event at the client; then the
@@ -71,7 +70,7 @@ async def run(settings: Settings, size: Size) -> dict[str, Any]:
         with Direct(running.base, running.settings, reuse_prefixes=False) as direct:
             alone = await direct.run([Asked(size.prompt, NEW_TOKENS, revision) for revision in revisions])
             check(samples, alone)
-        adapters = [_as_peft(running, revision) for revision in revisions[-size.repeats :]]
+        adapters = [running.as_peft(revision) for revision in revisions[-size.repeats :]]
         baselines = measure(running.base, adapters, size.prompt, direct.dtype)
     return _report(size, direct.dtype, stages, alone, baselines)
 
@@ -133,16 +132,6 @@ def _job(room: Path, size: Size) -> TrainingJob:
         publish_every_steps=size.steps,
         submitted_at_ms=time.time_ns() // 1_000_000,
     )
-
-
-def _as_peft(running: Fleet, revision: Revision) -> Path:
-    """The revision's files in a directory of their own, as PEFT reads them."""
-    directory = running.room / "peft" / str(revision.number)
-    directory.mkdir(parents=True)
-    store = Store(running.settings.store_uri, running.settings.store.options)
-    for name, content in store.read_revision(revision.uri or "").items():
-        (directory / name).write_bytes(content)
-    return directory
 
 
 def _stages(sample: Sample, when: Published) -> dict[str, float]:

@@ -57,3 +57,32 @@ def rollback(
     if as_json:
         return print_json(found)
     return _print_percentiles(found, ("effect_ms", "event_ms", "request_ms"))
+
+
+@system.command()
+def routing(
+    adapters: Annotated[int, typer.Option(min=1, help="Adapters that the requests ask for in turn.")] = 4,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of a round.")] = 12,
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    new_tokens: Annotated[int, typer.Option(min=1)] = 16,
+    rank: Annotated[int, typer.Option(min=1)] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 5,
+    base: BaseName = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """What of a request's latency is not the engine's, and how a server of full checkpoints does with the same requests."""
+    from mint_stream.bench.routing import Size, run
+
+    found = asyncio.run(run(settings_from(base=base, home=home), Size(adapters, requests, prompt_tokens, new_tokens, rank, rounds)))
+    if as_json:
+        return print_json(found)
+    print_table(
+        (),
+        [
+            ("share of latency", f"{found['share_of_latency']:.1%}"),
+            ("full checkpoint server takes", f"{found['ratio_vs_full_checkpoint_server']:.1f}x"),
+        ],
+    )
+    _print_percentiles(found, ("served_ms", "direct_ms"))
+    return print_table((), [(f"stage, ms: {name}", f"{ms:.1f}") for name, ms in found["stages_ms"].items()])

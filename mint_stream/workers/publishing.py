@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 After = Callable[[str], None]
 """Called with the name of an effect once it is durable: claimed, checkpoint-durable, files-durable, announced, answered,
-publish-reported, end-reported, record-closed; and with `stepped` after each optimizer step, which is durable only with its checkpoint."""
+publish-reported, end-reported, record-closed."""
 
 
 class Publishing:
