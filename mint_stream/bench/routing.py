@@ -42,7 +42,9 @@ class Size:
         """The requests of one round, in their order. No two rounds share a prompt, so that no prefix is reused."""
         chance = random.Random(number)
         prompts = [tuple(chance.randrange(65, 115) for _ in range(self.prompt_tokens)) for _ in range(self.requests)]
-        return [Asked(prompt, self.new_tokens, chance.choice(revisions)) for prompt in prompts]
+        shares = [revisions[place % len(revisions)] for place in range(self.requests)]
+        chance.shuffle(shares)
+        return [Asked(prompt, self.new_tokens, revision) for prompt, revision in zip(prompts, shares, strict=True)]
 
 
 @dataclass(frozen=True)
