@@ -21,6 +21,18 @@ class Metrics:
         self.adapter_load_seconds = self._histogram(
             "mint_adapter_load_seconds", "Store to device, as a request that caused the load waited for it."
         )
+        self.tier_lookups_total = self._counter(
+            "mint_tier_lookups_total",
+            "Looks for a revision in a tier (device, host, disk, store), by result.",
+            "kind",
+            "outcome",
+        )
+        self.tier_evictions_total = self._counter("mint_tier_evictions_total", "Adapters that gave up their place in a tier.", "kind")
+        self.tier_bytes = self._gauge("mint_tier_resident_bytes", "Bytes of adapters in a tier.", "kind")
+        self.tier_load_seconds = self._histogram(
+            "mint_tier_load_seconds", "Reading one adapter from a tier (store, disk), or copying it into one (device).", "kind"
+        )
+        self.load_retries_total = self._counter("mint_load_retries_total", "Reads of the store that were tried again.")
         self.catalog_applied_total = self._counter("mint_catalog_records_total", "Catalog changes applied here.")
         self.commands_total = self._counter("mint_adapter_commands_total", "Commands decided by the registrar, by event type.", "event")
         self.verdicts_total = self._counter("mint_trial_verdicts_total", "Verdicts on candidates, `refused` ones by that.", "outcome")

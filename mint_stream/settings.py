@@ -58,6 +58,10 @@ class ServingSettings(_Group):
     """Of a pool that this worker founds; a pool that is there keeps its founder's."""
     device_tier_bytes: int = Field(default=512 * 2**20, ge=2**20)
     host_tier_bytes: int = Field(default=1024 * 2**20, ge=2**20)
+    disk_tier_bytes: int = Field(default=2 * 2**30, ge=0)
+    """Of `<home>/disk-tier`, for all workers of this home together; 0 is no disk tier."""
+    pinned_adapters: tuple[str, ...] = ()
+    """Adapters whose production is always in the host tier."""
     load_parallelism: int = Field(default=4, ge=1)
     default_deadline_s: float = Field(default=120.0, gt=0)
     max_deadline_s: float = Field(default=900.0, gt=0)

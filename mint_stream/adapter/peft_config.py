@@ -166,6 +166,8 @@ def _exactly(path: str) -> str:
 
 
 def _first_match(patterns: Mapping[str, Number], path: str, otherwise: Number) -> Number:
+    if not patterns:
+        return otherwise
     found = (value for pattern, value in patterns.items() if _regex(rf"(.*\.)?({pattern})$").match(path))
     return next(found, otherwise)
 

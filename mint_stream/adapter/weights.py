@@ -9,12 +9,12 @@ from typing import Any, Self
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mint_stream.adapter.parameters import separated, tensor_names
 from mint_stream.adapter.peft_config import CONFIG_FILE, PeftConfig
 from mint_stream.adapter.targets import LayerShape, check_layers, check_targets, grouped_targets
+from mint_stream.adapter.tensors import TensorFile, all_finite, read_tensors
 from mint_stream.errors import InvalidAdapter
 from mint_stream.messages.record import canonical_json
 from mint_stream.messages.shared import TargetShape
@@ -81,10 +81,13 @@ class AdapterWeights:
     def from_peft(cls, config: bytes, tensors: bytes) -> Self:
         """From the bytes of PEFT's two files. Raises InvalidAdapter for what is malformed, not finite, or refused by name."""
         settings = PeftConfig.parse(config)
-        pairs = _pairs(_read(tensors))
+        file = _read(tensors)
+        pairs = _pairs(file.tensors)
         linears, parameters = separated(pairs, settings)
         layers = {path: _linear(path, pair, settings) for path, pair in linears.items()}
         layers |= {path: _parameter(path, pair, settings) for path, pair in parameters.items()}
+        if not file.finite:
+            _refuse_what_is_not_finite(layers)
         return cls(layers=dict(sorted(layers.items())), config=settings.canonical(linears, parameters))
 
     @classmethod
@@ -154,15 +157,22 @@ class AdapterWeights:
             for path, layer in self.layers.items()
             for side in "AB"
         }
-        return {name: named[name].detach().cpu().float().contiguous() for name in sorted(named)}
+        return {name: _canonical(named[name]) for name in sorted(named)}
 
 
-def _read(tensors: bytes) -> dict[str, Tensor]:
+def _canonical(tensor: Tensor) -> Tensor:
+    """fp32 on the CPU; itself when it is that already, for there may be tens of thousands."""
+    if tensor.dtype == torch.float32 and tensor.is_cpu and tensor.is_contiguous() and not tensor.requires_grad:
+        return tensor
+    return tensor.detach().cpu().float().contiguous()
+
+
+def _read(tensors: bytes) -> TensorFile:
     if tensors[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
         raise InvalidAdapter(f"{TENSORS_FILE} is a pickle, which can run code and is refused: save as safetensors")
     try:
-        return safetensors.torch.load(tensors)
-    except (SafetensorError, ValueError, KeyError) as error:
+        return read_tensors(tensors)
+    except InvalidAdapter as error:
         raise InvalidAdapter(f"{TENSORS_FILE} is not a safetensors file: {error}") from error
 
 
@@ -199,10 +209,13 @@ def _layer(path: str, pair: Mapping[str, Tensor], settings: PeftConfig, experts:
         raise InvalidAdapter(f"{path}: lora_A {list(a.shape)} and lora_B {list(b.shape)} are not [{rows}, in] and [out, {rows}]")
     if not (a.is_floating_point() and b.is_floating_point()):
         raise InvalidAdapter(f"{path}: lora_A is {a.dtype} and lora_B {b.dtype}; both must be floating point")
-    layer = AdapterLayer(a.float().contiguous(), b.float().contiguous(), settings.scaling(path), experts)
-    if not (torch.isfinite(layer.A).all() and torch.isfinite(layer.B).all()):
-        raise InvalidAdapter(f"{path} holds numbers that are not finite")
-    return layer
+    return AdapterLayer(a.float().contiguous(), b.float().contiguous(), settings.scaling(path), experts)
+
+
+def _refuse_what_is_not_finite(layers: Mapping[str, AdapterLayer]) -> None:
+    for path, layer in layers.items():
+        if not (all_finite(layer.A) and all_finite(layer.B)):
+            raise InvalidAdapter(f"{path} holds numbers that are not finite")
 
 
 def _untrained(path: str, shape: tuple[int, int], settings: PeftConfig, seed: int) -> AdapterLayer:

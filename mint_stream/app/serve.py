@@ -17,7 +17,7 @@ from mint_stream.bus.intake import Intake
 from mint_stream.bus.producer import Producer
 from mint_stream.bus.table import LogReader
 from mint_stream.catalog import Catalog, Change
-from mint_stream.catalog.aliases import PREVIOUS
+from mint_stream.catalog.aliases import PREVIOUS, PRODUCTION
 from mint_stream.client.connect import connection_from
 from mint_stream.engine.engine import Engine
 from mint_stream.messages.fleet import PoolBase, WorkerState, WorkerStatus
@@ -33,7 +33,7 @@ from mint_stream.workers.clock import now_ms
 from mint_stream.workers.completing import Completer, Identity
 from mint_stream.workers.interruptions import Interruptions
 from mint_stream.workers.lanes import Consequences, Lanes
-from mint_stream.workers.leasing import Leasing, previous_in, revision_to_come
+from mint_stream.workers.leasing import Leasing, previous_in, production_in, revision_to_come
 from mint_stream.workers.pools import found_pool
 from mint_stream.workers.prompts import Prompts
 from mint_stream.workers.quarantine import QuarantineReports
@@ -116,6 +116,7 @@ class ServeRole:
             resident=self._leasing.resident() if self._leasing else (),
             resident_bytes=self._leasing.resident_bytes if self._leasing else 0,
             canaries=self._tallies.told() if self._tallies else (),
+            tiers=self._leasing.tiers() if self._leasing else (),
             max_adapters_in_step=self._engine.max_adapters_in_step if self._engine else 0,
             started_at_ms=self._started_at_ms,
             at_ms=now_ms(),
@@ -123,7 +124,8 @@ class ServeRole:
 
     async def _assemble(self, base: ResidentBase, founded: PoolBase, producer: Producer, catalog: Catalog, engine: Engine) -> LogReader:
         """Everything around the engine, up to the intake. Gives the reader of cancellations."""
-        self._leasing = leasing = self._follow(catalog, Leasing(loader(base, founded, self._settings), self._metrics, previous_in(catalog)))
+        tiers = loader(base, founded, self._settings, self._metrics)
+        self._leasing = leasing = self._follow(catalog, Leasing(tiers, self._metrics, previous_in(catalog)))
         self._parts.push_async_callback(leasing.close)
         cancellations, cancellation_reader = await self._known_cancellations()
         answers = Answers(producer, self._topics["inference-replies"].partitions)
@@ -140,19 +142,24 @@ class ServeRole:
         return cancellation_reader
 
     def _follow(self, catalog: Catalog, leasing: Leasing) -> Leasing:
-        """Load new revisions and canaries of adapters in use as the catalog tells of them."""
+        """Load new revisions and canaries of adapters in use, and what pinned ones are, as the catalog tells of them."""
         running: set[asyncio.Task[None]] = set()
 
         def changed(change: Change) -> None:
             self._metrics.catalog_applied_total.inc()
             if change.alias == PREVIOUS or change.kind == "deleted":
                 leasing.keep(change.adapter_id, previous_in(catalog)(change.adapter_id))
+            if change.adapter_id in pinned and (change.alias == PRODUCTION or change.kind == "deleted"):
+                leasing.pin(change.adapter_id, production_in(catalog, change.adapter_id))
             coming = revision_to_come(catalog, change)
             if coming is not None:
                 task = asyncio.create_task(leasing.announced(coming))
                 running.add(task)
                 task.add_done_callback(running.discard)
 
+        pinned = frozenset(self._settings.serving.pinned_adapters)
+        for adapter_id in sorted(pinned):
+            leasing.pin(adapter_id, production_in(catalog, adapter_id))
         catalog.subscribe(changed)
         return leasing
 

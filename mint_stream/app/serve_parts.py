@@ -2,11 +2,14 @@
 
 from mint_stream.bus.intake import IntakeLimits
 from mint_stream.cache.device import DeviceTier
+from mint_stream.cache.disk import DiskTier
 from mint_stream.cache.host import HostTier
 from mint_stream.cache.loader import Loader
 from mint_stream.cache.source import AdapterSource
+from mint_stream.cache.tally import Tally
 from mint_stream.engine.batcher import Budgets
 from mint_stream.messages.fleet import PoolBase
+from mint_stream.metrics import Metrics
 from mint_stream.model.base import ResidentBase
 from mint_stream.settings import ServingSettings, Settings
 from mint_stream.store import Store
@@ -45,9 +48,13 @@ def intake_limits(serving: ServingSettings) -> IntakeLimits:
     return IntakeLimits(max_records=serving.intake_records, max_bytes=serving.intake_bytes)
 
 
-def loader(base: ResidentBase, founded: PoolBase, settings: Settings) -> Loader:
-    """Store, host tier and device tier, for adapters of this base up to the rank that its pool was founded with."""
-    serving = settings.serving
-    source = AdapterSource(Store(settings.store_uri, settings.store.options), base.layers, founded.max_rank, base.adapter_dtype)
-    host, device = HostTier(serving.host_tier_bytes), DeviceTier(serving.device_tier_bytes, base.device)
+def loader(base: ResidentBase, founded: PoolBase, settings: Settings, metrics: Metrics) -> Loader:
+    """All tiers, for adapters of this base up to the rank that its pool was founded with."""
+    serving, dtype = settings.serving, base.adapter_dtype
+    disk_path = settings.home / "disk-tier"
+    disk = DiskTier(disk_path, serving.disk_tier_bytes, dtype, Tally("disk", metrics)) if serving.disk_tier_bytes else None
+    store = Store(settings.store_uri, settings.store.options)
+    source = AdapterSource(store, base.layers, founded.max_rank, dtype, disk, Tally("store", metrics))
+    host = HostTier(serving.host_tier_bytes, Tally("host", metrics))
+    device = DeviceTier(serving.device_tier_bytes, base.device, Tally("device", metrics))
     return Loader(source, host, device, serving.load_parallelism)

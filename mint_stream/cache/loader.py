@@ -1,121 +1,106 @@
-"""The loader: a cold adapter becomes a leased block on the device, by one load however many wait for it."""
+"""The loader: a cold adapter becomes a leased block on the device, by one load however many wait for it.
+
+device tier ◄─ host tier ◄─ disk tier ◄─ store          the last two: AdapterSource, in threads
+"""
 
 import asyncio
+import random
 from collections import OrderedDict
-from dataclasses import dataclass, field
 
 from mint_stream.adapter import AdapterBlock
+from mint_stream.cache.backoff import Backoff
 from mint_stream.cache.device import DeviceTier, Lease
 from mint_stream.cache.host import HostTier
+from mint_stream.cache.shared import SharedWork
 from mint_stream.cache.source import AdapterSource
+from mint_stream.cache.tally import Tally
 from mint_stream.errors import AdapterNotLoaded, EngineFailed, Reject, Retry
 from mint_stream.messages.adapters import Revision
 
 REMEMBERED_REFUSALS = 4096
 
 
-@dataclass(frozen=True)
-class Backoff:
-    """How often a passing failure is tried again: after `first_s`, then twice as long each time. `attempts` in all."""
-
-    attempts: int = 4
-    first_s: float = 0.1
-
-    def delay_s(self, failed: int) -> float:
-        """The wait after the `failed`-th failure (from 1)."""
-        return self.first_s * float(2 ** (failed - 1))
-
-
-@dataclass
-class _Load:
-    """A load in progress. Whoever waits is counted, so that the block is held for them until each has a lease of its own."""
-
-    task: asyncio.Task[Lease]
-    waiting: int = field(default=0)
-
-
 class Loader:
     """Leases revisions. To be used from one event loop; nothing here blocks it."""
 
     def __init__(
-        self, source: AdapterSource, host: HostTier, device: DeviceTier, parallelism: int = 4, backoff: Backoff = Backoff()
+        self, source: AdapterSource, host: HostTier, device: DeviceTier, parallelism: int = 4, backoff: Backoff | None = None
     ) -> None:
         """At most `parallelism` revisions are fetched, verified and parsed at a time."""
         self._source = source
         self.host = host
         self.device = device
-        self._backoff = backoff
+        self._backoff = backoff or Backoff()
         self._reading = asyncio.Semaphore(parallelism)
-        self._loads: dict[str, _Load] = {}
-        self._reads: dict[str, asyncio.Task[AdapterBlock]] = {}
+        self._loads: SharedWork[Lease] = SharedWork(Lease.release)
+        self._reads: SharedWork[AdapterBlock] = SharedWork()
+        self._threads: set[asyncio.Task[None]] = set()
         self._refused: OrderedDict[str, Reject] = OrderedDict()
+        self._unplaced_bytes = 0
+        self._fewer_unplaced = asyncio.Event()
         self.hits = 0
         self.loads_total = 0
-        """Revisions read from the store, failed ones included."""
+        """Revisions read from disk or store, failed ones included."""
+
+    @property
+    def tallies(self) -> tuple[Tally, ...]:
+        """Of each tier there is, nearest to the engine first."""
+        below = () if self._source.disk is None else (self._source.disk.tally,)
+        return (self.device.tally, self.host.tally, *below, self._source.tally)
 
     async def lease(self, revision: Revision) -> Lease:
-        """The revision's block, held on the device until `Lease.release`. Cancelling one waiter disturbs no other.
+        """The revision's block, held on the device until `Lease.release`. Cancelling one waiter disturbs no other; the last ends it.
 
         Raises StoreUnavailable or AdapterNotLoaded after the last attempt (a later call tries again), or a Reject, which is remembered
         for this upload: CorruptObject, InvalidAdapter, BaseMismatch, RevisionRetired, AdapterUnloadable. Each names the revision.
         """
         held = self.device.lease(revision.digest)
+        self.device.tally.looked(found=held is not None)
         if held is not None:
             self.hits += 1
             return held
-        load = self._load(revision)
-        load.waiting += 1
-        try:
-            await asyncio.shield(load.task)
-            return self.device.hold(revision.digest)
-        finally:
-            load.waiting -= 1
-            _let_go(load)
+        return await self._loads.wait(_key(revision), lambda: self._loaded(revision), self.device.share)
 
     async def prefetch(self, revision: Revision) -> None:
         """Bring a revision into the host tier, and onto the device when that evicts nothing. Raises as `lease`."""
         if revision.digest in self.device:
             return
-        block = await asyncio.shield(self._read(revision))
+        block = await self._read(revision)
         if self.device.has_free_room(block.nbytes):
-            (await self.lease(revision)).release()
+            (await self._loads.wait(_key(revision), lambda: self._place(revision, block), self.device.share)).release()
 
     def keep(self, adapter_id: str, digest: str | None) -> None:
         """Hold on to this digest in the host tier: what the adapter's production was before its last move."""
         self.host.keep(adapter_id, digest)
 
     async def close(self) -> None:
-        """Give up what is being loaded."""
-        tasks = [*self._reads.values(), *(load.task for load in self._loads.values())]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Give up what is being loaded; a thread that reads is waited for."""
+        await self._loads.close()
+        await self._reads.close()
+        if self._threads:
+            await asyncio.wait(self._threads)
+        self._source.close()
 
-    def _load(self, revision: Revision) -> _Load:
-        key = _key(revision)
-        if key not in self._loads:
-            load = self._loads[key] = _Load(asyncio.create_task(self._placed(revision)))
-            load.task.add_done_callback(lambda _task: _let_go(self._loads.pop(key)))
-        return self._loads[key]
+    async def _read(self, revision: Revision) -> AdapterBlock:
+        return await self._reads.wait(_key(revision), lambda: self._block(revision))
 
-    def _read(self, revision: Revision) -> "asyncio.Task[AdapterBlock]":
-        key = _key(revision)
-        if key not in self._reads:
-            self._reads[key] = asyncio.create_task(self._block(revision))
-            self._reads[key].add_done_callback(lambda _task: _seen(self._reads.pop(key)))
-        return self._reads[key]
+    async def _loaded(self, revision: Revision) -> Lease:
+        return await self._place(revision, await self._read(revision))
 
-    async def _placed(self, revision: Revision) -> Lease:
-        block = await asyncio.shield(self._read(revision))
+    async def _place(self, revision: Revision, block: AdapterBlock) -> Lease:
+        self._unplaced_bytes += block.nbytes
         try:
             return await self.device.place(block)
         except AdapterNotLoaded as error:
             raise AdapterNotLoaded(f"{_name(revision)}: {error}") from error
         except RuntimeError as error:
             raise EngineFailed(f"{_name(revision)} could not be put on the device, so its tier is set too large: {error}") from error
+        finally:
+            self._unplaced_bytes -= block.nbytes
+            self._fewer_unplaced.set()
 
     async def _block(self, revision: Revision) -> AdapterBlock:
-        """From the host tier, else from the store, as often as the back-off allows."""
+        """From the host tier, else from below, as often as the back-off allows."""
         held = self.host.get(revision.digest)
         if held is not None:
             return held
@@ -125,18 +110,37 @@ class Loader:
             try:
                 return await self._fetched(revision)
             except Retry:
-                await asyncio.sleep(self._backoff.delay_s(failed))
+                self._source.tally.metrics.load_retries_total.inc()
+                await asyncio.sleep(self._backoff.delay_s(failed, random.random()))
         return await self._fetched(revision)
 
     async def _fetched(self, revision: Revision) -> AdapterBlock:
-        async with self._reading:
-            self.loads_total += 1
-            try:
-                block = await asyncio.to_thread(self._source.block, revision)
-            except Reject as error:
-                raise self._remembered(revision, error) from None
-        self.host.put(block)
-        return block
+        """Not more than the host tier's worth is read ahead of the device: what waits for room there is held by nobody's budget."""
+        while self._unplaced_bytes >= self.host.budget_bytes:
+            self._fewer_unplaced.clear()
+            await self._fewer_unplaced.wait()
+        await self._reading.acquire()
+        fetched: asyncio.Future[AdapterBlock] = asyncio.get_running_loop().create_future()
+        thread = asyncio.create_task(self._through_thread(revision, fetched))
+        self._threads.add(thread)
+        thread.add_done_callback(self._threads.discard)
+        return await fetched
+
+    async def _through_thread(self, revision: Revision, fetched: "asyncio.Future[AdapterBlock]") -> None:
+        """One place among the readers, from the first byte until the disk tier has it. Threads cannot be cancelled: what comes is kept."""
+        self.loads_total += 1
+        try:
+            block = await asyncio.to_thread(self._source.block, revision)
+            self.host.put(block)
+            if not fetched.done():
+                fetched.set_result(block)
+            await asyncio.to_thread(self._source.keep_on_disk, block)
+        except Exception as error:
+            failure = self._remembered(revision, error) if isinstance(error, Reject) else error
+            if not fetched.done():
+                fetched.set_exception(failure)
+        finally:
+            self._reading.release()
 
     def _remembered(self, revision: Revision, error: Reject) -> Reject:
         """The same bytes will fail again: not worth reading twice."""
@@ -152,14 +156,3 @@ def _key(revision: Revision) -> str:
 
 def _name(revision: Revision) -> str:
     return f"{revision.adapter_id}@{revision.number}"
-
-
-def _let_go(load: _Load) -> None:
-    """Release the load's own hold when it is done and everybody who waited has a lease."""
-    if load.task.done() and not load.waiting and _seen(load.task):
-        load.task.result().release()
-
-
-def _seen(task: "asyncio.Task[Lease] | asyncio.Task[AdapterBlock]") -> bool:
-    """Whether it succeeded. A failure that nobody waits for any more is looked at here, so that asyncio does not complain."""
-    return not task.cancelled() and task.exception() is None

@@ -1,4 +1,4 @@
-"""Which entries stay under a byte budget. Pure bookkeeping: it holds keys and sizes, no values, and knows no time."""
+"""Plain LRU under a byte budget: what the tiers' policy (residents.py) is measured against. Pure bookkeeping, as that one is."""
 
 from collections import Counter, OrderedDict
 from typing import Generic, TypeVar
@@ -75,14 +75,9 @@ class ByteLru(Generic[Key]):
         """Evict until `free_bytes()` is at least this; gives the keys. Raises ValueError unless it `fits`."""
         if not self.fits(size_bytes):
             raise ValueError(f"what is leased leaves no room for {size_bytes} bytes of {self.budget_bytes}")
-        excess_bytes = size_bytes - self.free_bytes()
         evicted: list[Key] = []
-        free = [key for key in self._sizes if key not in self._leases]
-        for key in sorted(free, key=lambda one: one in self._kept):
-            if excess_bytes <= 0:
-                break
-            size = self._sizes.pop(key)
-            self.used_bytes -= size
-            excess_bytes -= size
+        while self.free_bytes() < size_bytes:
+            key = next(key for kept in (False, True) for key in self._sizes if key not in self._leases and (key in self._kept) == kept)
+            self.used_bytes -= self._sizes.pop(key)
             evicted.append(key)
         return evicted

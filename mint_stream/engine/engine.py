@@ -120,8 +120,9 @@ class Engine:
             raise InvalidRequest(f"request {name} needs a prompt of tokens from 0 to {self._base.vocabulary_tokens - 1}")
         if len(prompt) + wanted > self.context_tokens:
             raise PromptTooLong(f"request {name} has {len(prompt)} prompt tokens and asks for {wanted}: {self.context_tokens} fit in all")
-        for path, layer in generation.adapter.layers.items() if generation.adapter is not None else ():
-            if layer.shape != self._base.layers.get(path):
+        layers = self._base.layers
+        for path, (_, width, height, experts) in generation.adapter.shapes.items() if generation.adapter is not None else ():
+            if layers.get(path) != ((width, height, experts) if experts else (width, height)):
                 raise BaseMismatch(f"request {name}: the adapter's layer {path} does not fit this base")
 
     def _decode(self, tokens: Sequence[int]) -> str:

@@ -21,6 +21,21 @@ class PoolBase(Record):
     max_rank: int = Field(gt=0)
 
 
+class TierStatus(Record):
+    """One tier of a worker since its start: how full it is, and how often what was looked for was there."""
+
+    tier: Literal["device", "host", "disk", "store"]
+    used_bytes: int = Field(default=0, ge=0)
+    budget_bytes: int = Field(default=0, ge=0)
+    """0: it has none."""
+    hits: int = Field(default=0, ge=0)
+    misses: int = Field(default=0, ge=0)
+    evictions: int = Field(default=0, ge=0)
+    loads: int = Field(default=0, ge=0)
+    """Adapters read from the tier (store, disk) or copied into it (device)."""
+    mean_load_ms: float = Field(default=0.0, ge=0)
+
+
 WorkerState = Literal["starting", "ready", "draining", "stopped"]
 
 
@@ -41,5 +56,7 @@ class WorkerStatus(Record):
     resident_bytes: int = Field(default=0, ge=0)
     canaries: tuple[CanaryTally, ...] = Field(default=(), max_length=64)
     """What was counted of canaries on trial since the worker started."""
+    tiers: tuple[TierStatus, ...] = Field(default=(), max_length=4)
+    """Nearest to the engine first."""
     started_at_ms: EpochMs
     at_ms: EpochMs

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from mint_stream.cache.device import Lease
 from mint_stream.cache.loader import Loader
 from mint_stream.catalog import Catalog, Change
-from mint_stream.catalog.aliases import PREVIOUS
+from mint_stream.catalog.aliases import PREVIOUS, PRODUCTION
 from mint_stream.errors import MintError, Reject
 from mint_stream.messages.adapters import Revision
+from mint_stream.messages.fleet import TierStatus
 from mint_stream.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -28,14 +29,19 @@ Previous = Callable[[str], Revision | None]
 
 def previous_in(catalog: Catalog) -> Previous:
     """Looks it up in the catalog."""
+    return lambda adapter_id: _pointed_at(catalog, adapter_id, PREVIOUS)
 
-    def previous(adapter_id: str) -> Revision | None:
-        try:
-            return catalog.resolve(f"{adapter_id}@{PREVIOUS}")
-        except Reject:
-            return None
 
-    return previous
+def production_in(catalog: Catalog, adapter_id: str) -> Revision | None:
+    """What the adapter's bare name means; None when it is not known or not to be served."""
+    return _pointed_at(catalog, adapter_id, PRODUCTION)
+
+
+def _pointed_at(catalog: Catalog, adapter_id: str, alias: str) -> Revision | None:
+    try:
+        return catalog.resolve(f"{adapter_id}@{alias}")
+    except Reject:
+        return None
 
 
 def revision_to_come(catalog: Catalog, change: Change) -> Revision | None:
@@ -60,6 +66,7 @@ class Leasing:
         self.parked = 0
         """Requests that wait for their adapter now."""
         self._recent: OrderedDict[str, None] = OrderedDict()
+        self._pinned: set[str] = set()
 
     async def lease(self, revision: Revision) -> Lease:
         """The revision's block in the device tier, held until released. Raises what the loader raises."""
@@ -92,14 +99,18 @@ class Leasing:
         self._names = {digest: self._names[digest] for digest in digests if digest in self._names}
         return tuple(self._names.values())[:REPORTED]
 
+    def tiers(self) -> tuple[TierStatus, ...]:
+        """What each tier holds and was asked for, nearest to the engine first."""
+        return tuple(tally.status() for tally in self._loader.tallies)
+
     @property
     def resident_bytes(self) -> int:
         """Bytes of the device tier in use."""
         return self._loader.device.used_bytes
 
     async def announced(self, revision: Revision) -> None:
-        """Load the revision if its adapter is in use here. A failure waits for the first request, which gets the typed error."""
-        if revision.adapter_id not in self._recent or revision.state != "announced":
+        """Load the revision if its adapter is in use or pinned here. A failure waits for the first request, which gets the typed error."""
+        if not (revision.adapter_id in self._recent or revision.adapter_id in self._pinned) or revision.state != "announced":
             return
         try:
             await self._loader.prefetch(revision)
@@ -112,9 +123,19 @@ class Leasing:
         It is fetched when it is not there, as after a restart: one at a time, behind what somebody waits for."""
         if adapter_id not in self._recent:
             return
-        self._loader.keep(adapter_id, previous.digest if previous else None)
-        if previous is not None:
-            task = asyncio.create_task(self._fetch_aside(previous))
+        self._keep(adapter_id, previous)
+
+    def pin(self, adapter_id: str, production: Revision | None) -> None:
+        """Have in the host tier from now on what an adapter's bare name means, whether anybody asks for it or not. None: nothing yet.
+
+        Say it again when production moves. The host tier evicts what is pinned, and what production was, after everything else."""
+        self._pinned.add(adapter_id)
+        self._keep(f"{adapter_id}@{PRODUCTION}", production)
+
+    def _keep(self, name: str, revision: Revision | None) -> None:
+        self._loader.keep(name, revision.digest if revision else None)
+        if revision is not None:
+            task = asyncio.create_task(self._fetch_aside(revision))
             self._aside.add(task)
             task.add_done_callback(self._aside.discard)
 

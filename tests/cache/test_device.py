@@ -3,26 +3,34 @@
 import asyncio
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_stream.adapter import AdapterBlock
 from mint_stream.cache.device import DeviceTier, Lease
+from mint_stream.cache.slots import ArenaSlots
 from mint_stream.errors import AdapterNotLoaded
 from tests.factories import LINEARS, random_weights
 
 BLOCKS = [AdapterBlock.build(random_weights(LINEARS, rank=rank, seed=rank)) for rank in (1, 2, 3, 4, 5)]
-BUDGET = BLOCKS[-1].nbytes + BLOCKS[0].nbytes
+NUMBERS = {block.digest: block.flat for block in BLOCKS}
+BUDGET = 512 + BLOCKS[-1].nbytes + BLOCKS[0].nbytes
 LARGEST = BLOCKS[-1]
 
 steps = st.lists(st.tuples(st.sampled_from(["place", "release", "again"]), st.integers(0, len(BLOCKS) - 1)), max_size=25)
 
 
+def tier_of(budget: int, arena: bool) -> DeviceTier:
+    """On the CPU; with the arena that other devices have, if so wished."""
+    return DeviceTier(budget, slots=ArenaSlots(budget, torch.device("cpu")) if arena else None)
+
+
 class Holder:
     """Places blocks without waiting, releases the oldest leases, and checks the tier whenever the loop has come to rest."""
 
-    def __init__(self) -> None:
-        self.tier = DeviceTier(BUDGET)
+    def __init__(self, arena: bool) -> None:
+        self.tier = tier_of(BUDGET, arena)
         self.pending: list[asyncio.Task[Lease]] = []
         self.leases: list[Lease] = []
 
@@ -43,6 +51,7 @@ class Holder:
         assert self.tier.used_bytes <= BUDGET
         for lease in self.leases:
             assert lease.block.digest in self.tier
+            assert lease.block.flat.equal(NUMBERS[lease.block.digest]), "somebody else's numbers lie over these"
 
     async def everyone_is_served(self) -> None:
         """Whoever waits gets a place once enough is given back."""
@@ -55,10 +64,10 @@ class Holder:
 
 
 @settings(max_examples=60, deadline=None)
-@given(steps)
-def test_what_is_leased_stays_the_budget_holds_and_who_waits_is_served(history: list[tuple[str, int]]):
+@given(steps, st.booleans())
+def test_what_is_leased_stays_the_budget_holds_and_who_waits_is_served(history: list[tuple[str, int]], arena: bool):
     async def live() -> None:
-        holder = Holder()
+        holder = Holder(arena)
         for what, number in history:
             await holder.step(what, number)
         await holder.everyone_is_served()
@@ -123,3 +132,36 @@ async def test_what_is_not_here_is_not_leased():
     assert tier.lease(LARGEST.digest) is None
     with pytest.raises(KeyError):
         tier.hold(LARGEST.digest)
+
+
+async def test_in_an_arena_a_block_that_fits_by_bytes_but_in_no_hole_takes_the_place_of_more():
+    sizes = [-(-block.nbytes // 256) * 256 for block in BLOCKS]
+    tier = tier_of(sizes[0] + sizes[1] + sizes[0] + sizes[2], arena=True)
+    first, second, third = [await tier.place(block) for block in BLOCKS[:3]]
+    first.release()
+    third.release()
+    assert not tier.has_free_room(LARGEST.nbytes)
+    lease = await tier.place(BLOCKS[3])  # by bytes it would be enough that one of the two goes
+    assert second.block.digest in tier and lease.block.flat.equal(BLOCKS[3].flat)
+    assert lease.block.flat.untyped_storage().data_ptr() == second.block.flat.untyped_storage().data_ptr()
+
+
+async def test_a_full_arena_parks_who_comes_until_something_is_given_back():
+    tier = tier_of(LARGEST.nbytes + 256, arena=True)
+    held = await tier.place(LARGEST)
+    waiting = asyncio.create_task(tier.place(BLOCKS[0]))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    held.release()
+    assert (await waiting).block.flat.equal(BLOCKS[0].flat)
+    assert tier.tally.evictions == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+async def test_on_a_gpu_blocks_share_one_arena_and_hold_their_numbers():
+    tier = DeviceTier(BUDGET, "cuda")
+    leases = [await tier.place(block) for block in (BLOCKS[0], BLOCKS[3])]
+    assert len({lease.block.flat.untyped_storage().data_ptr() for lease in leases}) == 1
+    for lease in leases:
+        assert lease.block.flat.cpu().equal(NUMBERS[lease.block.digest])

@@ -1,14 +1,16 @@
 """The loader: one load however many wait, typed failures, leases that hold, nothing that blocks the loop."""
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from mint_stream.adapter import AdapterBlock, AdapterWeights
-from mint_stream.cache import AdapterSource, Backoff, DeviceTier, HostTier, Loader
+from mint_stream.cache import AdapterSource, Backoff, DeviceTier, DiskTier, HostTier, Loader
 from mint_stream.errors import (
     AdapterNotLoaded,
     AdapterUnloadable,
@@ -345,3 +347,118 @@ async def test_the_same_content_uploaded_twice_takes_one_place(loader: Loader, s
 
 def test_each_wait_is_twice_the_one_before() -> None:
     assert [Backoff(4, 0.1).delay_s(failed) for failed in (1, 2, 3)] == [0.1, 0.2, 0.4]
+
+
+def test_luck_shortens_a_wait_by_half_at_most_and_no_wait_is_longer_than_the_longest() -> None:
+    backoff = Backoff(10, 0.1, longest_s=1.0)
+    assert [backoff.delay_s(failed, 0.0) for failed in (1, 2, 9)] == [0.05, 0.1, 0.5]
+    assert backoff.delay_s(9) == 1.0
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[DiskTier]:
+    tier = DiskTier(tmp_path / "disk", 10**6)
+    yield tier
+    tier.close()
+
+
+def on_disk(store: Store, disk: DiskTier) -> AdapterSource:
+    return AdapterSource(store, LINEARS, max_rank=8, disk=disk)
+
+
+async def test_what_was_here_before_comes_from_disk_and_the_store_is_not_asked(store: Store, disk: DiskTier) -> None:
+    revision = publish(store)
+    first = make_loader(on_disk(store, disk))
+    numbers = (await first.lease(revision)).block.flat
+    await first.close()
+    source = on_disk(Store("memory://nothing-here"), DiskTier(disk.path, 10**6))
+    again = make_loader(source)
+    assert torch.equal((await again.lease(revision)).block.flat, numbers)
+    assert [(tally.tier, tally.hits, tally.misses) for tally in again.tallies] == [
+        ("device", 0, 1),
+        ("host", 0, 1),
+        ("disk", 1, 0),
+        ("store", 0, 0),
+    ]
+    await again.close()
+
+
+async def test_what_is_on_disk_for_another_base_is_refused_here_too(store: Store, disk: DiskTier) -> None:
+    revision = publish(store)
+    disk.write(AdapterBlock.build(random_weights(seed=1)))
+    other = AdapterSource(store, {"model.layers.0.self_attn.q_proj": (16, 16)}, max_rank=8, disk=disk)
+    with pytest.raises(BaseMismatch, match=r"a@1.*the base has no such layer"):
+        await make_loader(other).lease(revision)
+    low = AdapterSource(store, LINEARS, max_rank=3, disk=disk)
+    with pytest.raises(InvalidAdapter, match=r"a@1.*rank 4"):
+        await make_loader(low).lease(revision)
+
+
+async def test_a_harmed_file_on_disk_costs_a_read_of_the_store_and_no_more(store: Store, disk: DiskTier) -> None:
+    revision = publish(store)
+    disk.write(AdapterBlock.build(random_weights(seed=1)))
+    [file] = disk.path.glob("*/*-*")
+    file.write_bytes(file.read_bytes()[:-5])
+    source = on_disk(store, disk)
+    loader = make_loader(source)
+    (await loader.lease(revision)).release()
+    await loader.close()
+    assert (source.tally.hits, disk.tally.hits) == (1, 0)
+    with contextlib.closing(DiskTier(disk.path, 10**6)) as again:
+        assert again.read(revision.digest) is not None, "it is there again"
+
+
+async def test_who_gives_up_during_the_back_off_ends_the_load(store: Store) -> None:
+    source = GatedSource(store, failures=100)
+    loader = Loader(source, HostTier(10**6), DeviceTier(10**6), 4, Backoff(50, 3600.0, longest_s=3600.0))
+    waiter = asyncio.create_task(loader.lease(publish(store)))
+    await entered(source)
+    waiter.cancel()
+    await asyncio.wait({waiter})
+    assert len(loader._loads) == len(loader._reads) == 0
+    await loader.close()
+    assert source.calls == 1
+
+
+async def test_what_is_not_the_stores_or_this_machines_fault_is_not_tried_again(store: Store) -> None:
+    class Wrong(GatedSource):
+        def block(self, revision: Revision) -> AdapterBlock:
+            super().block(revision)
+            raise CorruptObject("a@1: other bytes")
+
+    source = Wrong(store)
+    with pytest.raises(CorruptObject):
+        await make_loader(source).lease(publish(store))
+    assert source.calls == 1
+
+
+async def test_a_reader_whose_waiters_are_gone_keeps_its_place_until_its_thread_ends(store: Store, source: GatedSource) -> None:
+    loader = make_loader(source, parallelism=1)
+    source.gate.clear()
+    hasty = asyncio.create_task(loader.lease(publish(store, 1)))
+    await entered(source)
+    hasty.cancel()
+    await asyncio.wait({hasty})
+    patient = asyncio.create_task(loader.lease(publish(store, 2)))
+    await asyncio.sleep(0.05)
+    assert source.inside == 1
+    source.gate.set()
+    (await patient).release()
+    assert source.most_inside == 1
+    assert len(loader.host.kept) == 0 and publish(store, 1).digest in loader.host, "what was read for nobody is at hand"
+
+
+async def test_what_waits_for_room_on_the_device_is_bounded_by_the_host_tier(store: Store, source: GatedSource) -> None:
+    """A hundred adapters asked for at once do not all lie in memory before the first of them is done with."""
+    loader = make_loader(source, device_blocks=2, host_blocks=3, parallelism=2)
+    revisions = [publish(store, number) for number in range(1, 21)]
+    waiting = [asyncio.create_task(loader.lease(revision)) for revision in revisions]
+    done = 0
+    while waiting:
+        finished, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        assert source.calls <= done + 2 + 3 + 2 + len(finished), "two placed, three that wait for room, two being read"
+        done += len(finished)
+        waiting = [task for task in waiting if task not in finished]
+        for task in finished:
+            task.result().release()
+    assert source.calls == 20

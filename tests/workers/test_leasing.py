@@ -7,9 +7,10 @@ from uuid import uuid4
 import pytest
 
 from mint_stream.adapter import AdapterBlock
+from mint_stream.cache.backoff import Backoff
 from mint_stream.cache.device import DeviceTier
 from mint_stream.cache.host import HostTier
-from mint_stream.cache.loader import Backoff, Loader
+from mint_stream.cache.loader import Loader
 from mint_stream.cache.source import AdapterSource
 from mint_stream.catalog import Catalog, Change, Entry
 from mint_stream.errors import CorruptObject
@@ -190,3 +191,40 @@ async def test_announcements_at_once_are_one_load_a_revision(leasing: Leasing, l
     new = publish(store, "a", 2)
     await asyncio.gather(*(leasing.announced(new) for _ in range(10)), used(leasing, new))
     assert loader.loads_total == 2
+
+
+async def test_a_pinned_adapter_is_in_the_host_tier_unasked_and_outlives_what_is_used(
+    leasing: Leasing, loader: Loader, store: Store
+) -> None:
+    first, second = publish(store, "p", 1), publish(store, "p", 2)
+    leasing.pin("p", first)
+    while first.digest not in loader.host:
+        await asyncio.sleep(0)
+    for number in range(2, 8):
+        await used(leasing, publish(store, "c", number))
+    assert first.digest in loader.host
+    await leasing.announced(second)
+    assert second.digest in loader.host, "its new revision is fetched although nobody asked for the adapter"
+    leasing.pin("p", second)
+    for number in range(8, 14):
+        await used(leasing, publish(store, "c", number))
+    assert second.digest in loader.host and first.digest not in loader.host
+
+
+async def test_an_adapter_is_pinned_before_it_has_a_production_revision(leasing: Leasing, loader: Loader, store: Store) -> None:
+    leasing.pin("p", None)
+    await leasing.announced(revision := publish(store, "p", 1))
+    assert revision.digest in loader.host
+
+
+async def test_the_tiers_tell_what_was_looked_for_and_what_was_there(leasing: Leasing, loader: Loader, store: Store) -> None:
+    revision = publish(store, "a", 1)
+    await used(leasing, revision)
+    await used(leasing, revision)
+    device, host, below = leasing.tiers()
+    assert (device.tier, device.hits, device.misses, device.loads) == ("device", 1, 1, 1)
+    assert (host.tier, host.hits, host.misses, below.tier, below.hits) == ("host", 0, 1, "store", 1)
+    assert device.used_bytes == host.used_bytes == BLOCK_BYTES and device.budget_bytes == 2 * BLOCK_BYTES
+    exposition = loader.device.tally.metrics.exposition().decode()
+    assert 'mint_tier_lookups_total{kind="device",outcome="hit"} 1.0' in exposition
+    assert f'mint_tier_resident_bytes{{kind="device"}} {float(BLOCK_BYTES)}' in exposition
