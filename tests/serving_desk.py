@@ -20,6 +20,7 @@ from mint_stream.bus.partitioner import murmur2_partition
 from mint_stream.bus.producer import Outgoing, Producer, RecordPosition
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.cache.device import DeviceTier
+from mint_stream.cache.disk import DiskTier
 from mint_stream.cache.host import HostTier
 from mint_stream.cache.loader import Loader
 from mint_stream.cache.source import AdapterSource
@@ -76,6 +77,7 @@ class Desk:
     interruptions: Interruptions = field(default_factory=Interruptions)
     offset: int = 0
     limits: IntakeLimits | None = None
+    disk: DiskTier | None = None
     shares: TenantShares = field(default_factory=lambda: TenantShares(10_000, 1.0))
     _results: dict[str, list[InferenceResult]] = field(default_factory=dict)
     _buried: list[LogRecord] = field(default_factory=list)
@@ -88,7 +90,7 @@ class Desk:
         """A desk of a new pool, or one more of `pool`: their workers are one group. `parts`: fields that are not the usual ones."""
         pool = pool or f"desk-{uuid4().hex[:8]}"
         await ensure_topics(connection, pool)
-        desk = cls(connection, pool, Store((room / "store").as_uri()), **parts)
+        desk = cls(connection, pool, parts.pop("store", None) or Store((room / "store").as_uri()), **parts)
         await desk._start()
         return desk
 
@@ -106,8 +108,9 @@ class Desk:
             await self._read(lane.dead_letter_name(self.pool), self._bury)
         await self._read(contracts.ADAPTER_COMMANDS.name(), self._command)
         self.catalog = self._parts.enter_context(Catalog(None, PARTITIONS))
-        source = AdapterSource(self.store, LINEARS, BASE.max_rank)
+        source = AdapterSource(self.store, LINEARS, BASE.max_rank, disk=self.disk)
         self.loader = Loader(source, HostTier(2**20), DeviceTier(2**20))
+        self._parts.push_async_callback(self.loader.close)
         self.cancellations = Cancellations(self.interruptions.cancel, keep_s=3600)
         self._parts.push_async_callback(self._work(self._assembled()))
 

@@ -9,6 +9,7 @@ import typer
 from mint_stream.cli.adapters import adapters
 from mint_stream.cli.base import base
 from mint_stream.cli.bench import bench
+from mint_stream.cli.bench_loads import loads
 from mint_stream.cli.bench_system import system
 from mint_stream.cli.demo import demo
 from mint_stream.cli.doctor import doctor
@@ -70,6 +71,7 @@ app.add_typer(adapters, name="adapters", rich_help_panel=USE)
 app.add_typer(jobs, name="jobs", rich_help_panel=USE)
 app.add_typer(topics, name="topics", rich_help_panel=SYSTEM)
 app.add_typer(base, name="base", rich_help_panel=SYSTEM)
+bench.add_typer(loads)
 bench.add_typer(system)
 app.add_typer(bench, name="bench", rich_help_panel=SYSTEM)
 

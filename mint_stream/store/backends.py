@@ -21,7 +21,7 @@ def objects_at(uri: str, options: Mapping[str, Any] | None = None) -> Objects:
 
 
 _BACKENDS: dict[str, Callable[[str, str, dict[str, Any]], Objects]] = {
-    "file": lambda uri, _rest, _options: FileObjects(file_path(uri)),
+    "file": lambda uri, _rest, options: FileObjects(file_path(uri), sync=options.get("sync", True)),
     "memory": lambda _uri, rest, _options: MemoryObjects(rest),
     "s3": lambda _uri, rest, options: S3Objects(rest, options),
 }

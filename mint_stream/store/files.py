@@ -15,8 +15,10 @@ TEMPORARY = ".new-"
 class FileObjects:
     """A directory. A new object is written aside, synced, and then linked: readers see all of it or nothing."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, sync: bool = True) -> None:
+        """Without `sync` a power cut may lose what was written: for stores that can be made again."""
         self._root = root
+        self._sync = sync
 
     def create(self, path: str, content: bytes) -> bool:
         target = self._root / path
@@ -24,9 +26,10 @@ class FileObjects:
             target.parent.mkdir(parents=True, exist_ok=True)
             aside = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
             try:
-                _write_durably(aside, content)
+                _write(aside, content, self._sync)
                 os.link(aside, target)
-                _sync_directory(target.parent)
+                if self._sync:
+                    _sync_directory(target.parent)
             except FileExistsError:
                 return False
             finally:
@@ -59,11 +62,12 @@ def file_path(uri: str) -> Path:
     return Path(unquote(parts.path))
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, durably: bool) -> None:
     with path.open("xb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        if durably:
+            os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:

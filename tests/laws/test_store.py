@@ -13,6 +13,7 @@ from mint_stream.errors import CorruptObject, StoreUnavailable, StoreUnsuitable,
 from mint_stream.messages.adapters import Manifest
 from mint_stream.messages.shared import TargetShape
 from mint_stream.store import Store, sweep
+from mint_stream.store.delayed import DelayedStore
 from mint_stream.store.objects import ObjectEntry, check_exclusive
 
 FILES = {"adapter_config.json": b'{"r":4}', "adapter_model.safetensors": bytes(range(256)) * 40}
@@ -20,7 +21,7 @@ TARGETS = (TargetShape(pattern="model.layers.*.q", in_features=8, out_features=8
 OpenStore = Callable[[], Store]
 
 
-@pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.s3)])
+@pytest.fixture(params=["file", "not synced", "delayed", "memory", pytest.param("s3", marks=pytest.mark.s3)])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
     """Opens the same empty store again and again."""
     name = f"store-{uuid.uuid4().hex[:12]}"
@@ -28,8 +29,10 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
         server = request.getfixturevalue("s3_server")
         uri = server.new_bucket(name) + "/deep/er"
         return lambda: Store(uri, server.options)
-    uri = (tmp_path / "store").as_uri() if request.param == "file" else f"memory://{name}"
-    return lambda: Store(uri)
+    uri = f"memory://{name}" if request.param == "memory" else (tmp_path / "store").as_uri()
+    if request.param == "delayed":
+        return lambda: DelayedStore(uri, latency_s=0.001)
+    return lambda: Store(uri, {"sync": False} if request.param == "not synced" else None)
 
 
 def publish(store: Store, files: dict[str, bytes] = FILES, digest: str = "a" * 64, **more: Any) -> Manifest:

@@ -1,0 +1,56 @@
+"""The benchmark of cold loads counts loads and failures, reports ratios, and refuses numbers that are not what was published."""
+
+from pathlib import Path
+
+import pytest
+
+from mint_stream.adapter import AdapterBlock
+from mint_stream.bench import coldload
+from mint_stream.bench.coldload import ColdLoad
+from mint_stream.bench.serving_scene import StepClock
+from mint_stream.bench.workload import WrongResult
+from mint_stream.cache import AdapterSource
+from mint_stream.errors import CorruptObject
+from mint_stream.messages.adapters import Revision
+from tests.factories import tiny_base
+
+SMALL = ColdLoad(adapters=5, requests=6, rank=2, latency_ms=2.0, running=2, steps=6, repeats=1)
+
+
+def test_it_reports_one_load_no_errors_and_ratios_with_their_spread(tmp_path: Path) -> None:
+    found = coldload.run(tiny_base(tmp_path / "base"), SMALL)
+    assert (found["loads_for_one_adapter"], found["errors"]) == (1, 0)
+    for ratio in ("overlap_ratio", "step_time_ratio_while_loading"):
+        assert 0 < found[ratio]["min"] <= found[ratio]["median"] <= found[ratio]["max"]
+    assert found["machine"]["cores"] >= 1 and found["workload"]["adapter_bytes"] > 0
+
+
+def test_numbers_other_than_published_get_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = AdapterSource.block
+
+    def wrong(source: AdapterSource, revision: Revision) -> AdapterBlock:
+        block = right(source, revision)
+        block.flat[0] += 1
+        return block
+
+    monkeypatch.setattr(AdapterSource, "block", wrong)
+    with pytest.raises(WrongResult, match="other numbers than it was published with"):
+        coldload.run(tiny_base(tmp_path / "base"), SMALL)
+
+
+def test_loads_that_fail_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: AdapterSource, revision: Revision) -> AdapterBlock:
+        raise CorruptObject(f"{revision.adapter_id}@1: no")
+
+    monkeypatch.setattr(AdapterSource, "block", refuse)
+    found = coldload.run(tiny_base(tmp_path / "base"), SMALL)
+    assert found["errors"] >= 5 + 5 + 6 + 5 and found["loads_for_one_adapter"] == 0
+
+
+def test_a_step_that_several_rows_tell_of_is_one_and_steps_without_text_share_the_time_between() -> None:
+    steps = iter((1, 1, 2, 2, 5))
+    clock = StepClock(lambda: next(steps))
+    for _ in range(5):
+        clock.tick("x")
+    assert len(clock.gaps_s) == 2
+    assert all(gap >= 0 for gap in clock.gaps_s)
