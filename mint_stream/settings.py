@@ -81,6 +81,13 @@ class TrainingSettings(_Group):
     """A job whose trainer was silent this long is taken over."""
     max_dataset_bytes: int = Field(default=256 * 2**20, ge=1)
     max_num_batched_tokens: int = Field(default=2048, ge=16)
+    """Of a pass, and of a job's micro-batch."""
+    max_jobs: int = Field(default=8, ge=1)
+    """Trained at once; others wait in line, tenants with few jobs in training first."""
+    state_bytes: int = Field(default=4 * 2**30, ge=2**20)
+    """For the adapters, gradients and moments of all jobs in training, besides the base and a pass's activations."""
+    checkpoints_kept: int = Field(default=2, ge=1)
+    """Of each job."""
 
 
 class EvaluationSettings(_Group):

@@ -48,7 +48,7 @@ class TrainingSystem:
         self.data = home / "data"
         self.data.mkdir()
         (self.data / GOOD).write_bytes(chat_lines(12))
-        self._base = tiny_base(home / "base")
+        self._base = tiny_base(home / "base", hidden_size=64, intermediate_size=128)  # rows of these keep their bits in any company
         self._parts = AsyncExitStack()
         self.events: list[TrainingEvent] = []
         self._said = asyncio.Event()
@@ -79,9 +79,12 @@ class TrainingSystem:
         await self._parts.aclose()
 
     @asynccontextmanager
-    async def trainer(self, after: After = nothing, worker_id: str | None = None, silence_s: float = SILENCE_S) -> AsyncIterator[TrainRole]:
+    async def trainer(
+        self, after: After = nothing, worker_id: str | None = None, silence_s: float = SILENCE_S, max_jobs: int = 8
+    ) -> AsyncIterator[TrainRole]:
         """A train role that is drained at the end."""
-        settings = self.settings.model_copy(update={"training": self.settings.training.model_copy(update={"silence_s": silence_s})})
+        changes = {"silence_s": silence_s, "max_jobs": max_jobs}
+        settings = self.settings.model_copy(update={"training": self.settings.training.model_copy(update=changes)})
         with Workplace(settings.home, "train", worker_id) as workplace:
             role = TrainRole(settings, self.connection, Metrics(), workplace, after)
             await role.start()

@@ -99,19 +99,7 @@ class AdapterWeights:
         `base_targets_by_path` has (in, out) of every linear layer; "all-linear" leaves `output_head` out, as PEFT does. Each layer's
         numbers follow from (seed, path) alone. Raises InvalidAdapter when nothing is targeted.
         """
-        wanted = PeftConfig(
-            peft_type="LORA",
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            use_rslora=settings.use_rslora,
-            rank_pattern=settings.rank_pattern,
-            alpha_pattern=settings.alpha_pattern,
-            target_modules=settings.target_modules,
-        )
-        left_out = output_head if settings.target_modules == "all-linear" else None
-        paths = [path for path in sorted(base_targets_by_path) if path != left_out and wanted.selects(path)]
-        if not paths:
-            raise InvalidAdapter(f"target_modules {settings.target_modules!r} names no linear layer of the base")
+        wanted, paths = _selected(settings, base_targets_by_path, output_head)
         layers = {path: _untrained(path, base_targets_by_path[path], wanted, seed) for path in paths}
         return cls(layers=layers, config=wanted.canonical(paths))
 
@@ -216,6 +204,29 @@ def _refuse_what_is_not_finite(layers: Mapping[str, AdapterLayer]) -> None:
     for path, layer in layers.items():
         if not (all_finite(layer.A) and all_finite(layer.B)):
             raise InvalidAdapter(f"{path} holds numbers that are not finite")
+
+
+def fresh_parameters(settings: LoraSettings, base_targets_by_path: Mapping[str, tuple[int, int]], output_head: str | None) -> int:
+    """How many numbers AdapterWeights.fresh would draw. Raises InvalidAdapter as it does."""
+    wanted, paths = _selected(settings, base_targets_by_path, output_head)
+    return sum(wanted.rank(path) * sum(base_targets_by_path[path]) for path in paths)
+
+
+def _selected(settings: LoraSettings, by_path: Mapping[str, tuple[int, int]], output_head: str | None) -> tuple[PeftConfig, list[str]]:
+    wanted = PeftConfig(
+        peft_type="LORA",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        use_rslora=settings.use_rslora,
+        rank_pattern=settings.rank_pattern,
+        alpha_pattern=settings.alpha_pattern,
+        target_modules=settings.target_modules,
+    )
+    left_out = output_head if settings.target_modules == "all-linear" else None
+    paths = [path for path in sorted(by_path) if path != left_out and wanted.selects(path)]
+    if not paths:
+        raise InvalidAdapter(f"target_modules {settings.target_modules!r} names no linear layer of the base")
+    return wanted, paths
 
 
 def _untrained(path: str, shape: tuple[int, int], settings: PeftConfig, seed: int) -> AdapterLayer:

@@ -29,13 +29,17 @@ from mint_stream.trainer.workshop import Workshop
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.commands import Commands
 from mint_stream.workers.job_log import JobLog
-from mint_stream.workers.job_runner import JobRunner, TrainingBus, TrainingTerms
+from mint_stream.workers.job_runner import JobRunner, TrainingBus, TrainingRoom, TrainingTerms
+from mint_stream.workers.pass_loop import PassLoop
 from mint_stream.workers.pools import found_pool
 from mint_stream.workers.publishing import After
+from mint_stream.workers.seats import Seats
 from mint_stream.workers.torch_thread import TorchThread
 from mint_stream.workers.training import TrainingWorker
 
 QUEUED_JOBS = 256
+SHOP_THREADS = 4
+"""Prepare jobs and write checkpoints beside the passes; most of that is waiting for the store."""
 TAKEOVERS_BEFORE_SUSPECT = 20
 """A job outlives many workers: machines are reclaimed and restarted under it, and each time it goes on from its checkpoint."""
 
@@ -64,6 +68,8 @@ class TrainRole:
         self._topics = topics(settings)
         self._parts = AsyncExitStack()
         self._torch = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch")
+        self._shop = ThreadPoolExecutor(max_workers=SHOP_THREADS, thread_name_prefix="shop")
+        self._seats = Seats(settings.training.max_jobs, settings.training.state_bytes)
         self._worker: TrainingWorker | None = None
         self._started_at_ms = now_ms()
 
@@ -71,14 +77,16 @@ class TrainRole:
         """Ready only when the base is loaded, the catalog is current, and all that was said of jobs is known."""
         settings = self._settings
         await provision.verify(self._connection, list(self._topics.values()), settings.pool_name)
-        self._parts.callback(self._torch.shutdown)
+        for threads in (self._torch, self._shop):
+            self._parts.callback(threads.shutdown)
         base = await self._loaded(settings)
         producer = Producer(self._connection, source=f"mint-stream/{self._workplace.worker_id}")
         await producer.start()
         self._parts.push_async_callback(producer.stop)
         founder = await found_pool(self._connection, producer, pool_base(base, settings))
-        workshop = await asyncio.get_running_loop().run_in_executor(self._torch, self._workshop, base, founder)
-        await self._assemble(workshop, producer)
+        trainer, workshop = await asyncio.get_running_loop().run_in_executor(self._torch, self._equipped, base, founder)
+        passes = PassLoop(TorchThread(self._torch), trainer, self._after)
+        await self._assemble(TrainingRoom(workshop, TorchThread(self._shop), passes, self._seats), producer)
 
     async def run(self) -> None:
         """Train until drained; raise when the log, the catalog or the intake fails."""
@@ -93,7 +101,7 @@ class TrainRole:
             task.cancel()
 
     async def drain(self) -> None:
-        """Let go of the running job after its step, leave the group."""
+        """Let go of every running job after its step, leave the group."""
         assert self._worker is not None
         await self._worker.drain()
         await self._parts.aclose()
@@ -106,8 +114,8 @@ class TrainRole:
             role="train",
             pool=self._settings.pool_name,
             state=state,
-            running=min(taken, 1),
-            waiting=max(taken - 1, 0),
+            running=self._seats.taken,
+            waiting=max(taken - self._seats.taken, 0),
             started_at_ms=self._started_at_ms,
             at_ms=now_ms(),
         )
@@ -116,18 +124,19 @@ class TrainRole:
         path = await asyncio.to_thread(resolve_base, settings.base, settings.home)
         return await asyncio.get_running_loop().run_in_executor(self._torch, load_base, path)
 
-    def _workshop(self, base: ResidentBase, founder: PoolBase) -> Workshop:
-        """Everything that needs torch. Checks the base by a pass of its own, so it belongs on torch's thread."""
-        settings = self._settings
-        trainer = Trainer(PackedModel(base.model, base.linears, base.output_head), settings.training.max_num_batched_tokens)
-        return Workshop(base, trainer, Store(settings.store_uri, settings.store.options), self._read, founder.max_rank)
+    def _equipped(self, base: ResidentBase, founder: PoolBase) -> tuple[Trainer, Workshop]:
+        """Everything that needs torch. Checks the base by passes of its own, so it belongs on torch's thread."""
+        settings, limits = self._settings, self._settings.training
+        trainer = Trainer(PackedModel(base.model, base.linears, base.output_head), limits.max_num_batched_tokens)
+        store = Store(settings.store_uri, settings.store.options)
+        return trainer, Workshop(base, store, self._read, founder.max_rank, limits.max_num_batched_tokens, limits.checkpoints_kept)
 
     def _read(self, uri: str) -> bytes:
         settings = self._settings
         roots = (settings.store_uri, *settings.store.allowed_roots)
         return read_uri(uri, roots, settings.training.max_dataset_bytes, settings.store.options)
 
-    async def _assemble(self, workshop: Workshop, producer: Producer) -> None:
+    async def _assemble(self, room: TrainingRoom, producer: Producer) -> None:
         settings, pool = self._settings, self._settings.pool_name
         copy = current_catalog(self._connection, self._workplace.path / "catalog", self._topics["adapter-revisions"])
         catalog, catalog_reader = await self._parts.enter_async_context(copy)
@@ -137,7 +146,7 @@ class TrainRole:
             self._parts.push_async_callback(part.stop)
         terms = TrainingTerms(self._workplace.worker_id, pool, settings.training.heartbeat_s, settings.training.silence_s)
         bus = TrainingBus(producer, commands, log, catalog, catalog_reader.caught_up)
-        runner = JobRunner(bus, workshop, TorchThread(self._torch), terms, self._metrics, self._after)
+        runner = JobRunner(bus, room, terms, self._metrics, self._after)
         limits = IntakeLimits(max_records=QUEUED_JOBS, takeovers_before_suspect=TAKEOVERS_BEFORE_SUSPECT)
         group, jobs = f"train-{pool}", contracts.TRAINING_JOBS.name(pool)
         intake = Intake(self._connection, [jobs], group, DeadLetters(producer), limits, self._workplace.worker_id)

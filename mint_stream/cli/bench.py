@@ -47,6 +47,41 @@ def serving(
 
 
 @bench.command()
+def training(
+    jobs: Annotated[int, typer.Option(min=1, help="Adapters trained at once.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each.")] = 40,
+    tokens: Annotated[int, typer.Option(min=4, help="Tokens of a step.")] = 64,
+    rank: Annotated[int, typer.Option(min=1)] = 8,
+    dtype: Annotated[Precision, typer.Option()] = "float32",
+    repeats: Annotated[int, typer.Option(min=1, help="Measured rounds of each of our sides; PEFT runs once a job.")] = 5,
+    curve: Annotated[str, typer.Option(help="Tokens a step at which to compare as well, with commas between.")] = "16,64,256,1024",
+    curve_steps: Annotated[int, typer.Option(min=1, help="Steps at each of them.")] = 3,
+    base: BaseName = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Seconds: jobs together on one base, the same jobs one after another, and a PEFT process for each."""
+    from mint_stream.bench.training import run
+    from mint_stream.bench.training_jobs import Load
+    from mint_stream.model.pull import resolve_base
+
+    settings = settings_from(base=base, home=home)
+    widths = tuple(int(one) for one in curve.split(",") if one.strip())
+    path = resolve_base(settings.base, settings.home)
+    found = run(path, Load(jobs, steps, tokens, rank, dtype, repeats, widths, curve_steps))
+    if as_json:
+        return print_json(found)
+    ratios = [(name, f"{value:.2f}x") for name, value in found["ratios"].items()]
+    at = [
+        (f"vs_own_sequential at {tokens} tokens a step", f"{one['median']:.2f}x")
+        for tokens, one in found["curve_vs_own_sequential"].items()
+    ]
+    facts = [(name, found[name]) for name in ("jobs", "isolation_bitwise", "resident_bytes", "seconds", "peft_process_s")]
+    about = [(name, value) for part in ("workload", "machine", "versions") for name, value in found[part].items()]
+    return print_table((), [*ratios, *at, *facts, *about])
+
+
+@bench.command()
 def kernels(
     repeats: Annotated[int, typer.Option(min=5, help="Measured replays of each graph.")] = 7,
     dtype: Annotated[Precision, typer.Option()] = "bfloat16",

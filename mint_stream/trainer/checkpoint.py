@@ -77,8 +77,10 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one job in the store."""
 
-    def __init__(self, store: Store, job_id: str) -> None:
+    def __init__(self, store: Store, job_id: str, kept: int = KEPT) -> None:
+        """`kept`: how many a write leaves of the job."""
         self._store = store
+        self._kept = kept
         self._job_id = job_id
         self._root = f"jobs/{folder_name(job_id)}"
 
@@ -102,12 +104,12 @@ class Checkpoints:
         return Checkpoint.from_files(manifest, {entry.name: self._verified(name, entry) for entry in manifest.files})
 
     def write(self, manifest: CheckpointManifest, weights: AdapterWeights, moments: Mapping[str, Tensor]) -> CheckpointManifest:
-        """Make a checkpoint durable, its manifest last, then remove all but the last two of the job. `manifest.files` is filled in."""
+        """Make a checkpoint durable, its manifest last, then remove all but the last ones of the job. `manifest.files` is filled in."""
         files = weights.to_peft() | {OPTIMIZER: safetensors.torch.save(dict(moments))}
         whole = manifest.model_copy(update={"files": tuple(_entry(name, content) for name, content in sorted(files.items()))})
         for name, content in (*files.items(), (MANIFEST, whole.encode())):
             self._store.put_object(self._path(manifest.name, name), content)
-        for old in self.names()[:-KEPT]:
+        for old in self.names()[: -self._kept]:
             self._remove(old)
         return whole
 

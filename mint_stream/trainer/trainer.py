@@ -15,7 +15,7 @@ from mint_stream.errors import EngineFailed, TrainingDiverged
 from mint_stream.model.forward import PackedModel
 from mint_stream.model.passes import Pass
 from mint_stream.trainer.body import Body
-from mint_stream.trainer.exact_rows import exact_rows
+from mint_stream.trainer.exact_rows import Rows, exact_rows
 from mint_stream.trainer.examples import Preference
 from mint_stream.trainer.fairness import Offer, TokenRotation
 from mint_stream.trainer.objectives import chunked_loss
@@ -33,12 +33,15 @@ Outcome = StepReport | TrainingDiverged | EngineFailed
 class Trainer:
     """Steps training runs on a resident base. Use from one thread."""
 
-    def __init__(self, packed_model: PackedModel, max_num_batched_tokens: int = 2048) -> None:
-        """Raises BaseUnusable for a model whose logits are more than its head applied to its last hidden states."""
+    def __init__(self, packed_model: PackedModel, max_num_batched_tokens: int = 2048, rows: Rows | None = None) -> None:
+        """`rows` of a shared pass; None finds out which this base needs for its jobs not to change each other.
+
+        Raises BaseUnusable for a model whose logits are more than its head applied to its last hidden states.
+        """
         self._body = Body(packed_model)
         self.most_tokens = max_num_batched_tokens
         """Of a micro-batch, and of a pass."""
-        self._rows = exact_rows(packed_model, max_num_batched_tokens)
+        self._rows = rows or exact_rows(packed_model, max_num_batched_tokens)
         self._rotation = TokenRotation()
         self._suspects: list[TrainingRun] = []
 

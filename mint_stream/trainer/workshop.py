@@ -1,21 +1,26 @@
-"""Where a job is worked on: everything about it that needs torch or the store and knows nothing of Kafka. Called from one thread."""
+"""Where a job is worked on between its steps: everything about it that needs torch or the store and knows nothing of Kafka.
+
+Called from several threads, for different jobs; a job is here or in a pass, never in both.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Literal
 
-from mint_stream.adapter import AdapterWeights
+import torch
+
+from mint_stream.adapter import AdapterWeights, fresh_parameters
 from mint_stream.errors import BaseMismatch, InvalidAdapter, InvalidDataset, InvalidJob, InvalidRequest
 from mint_stream.messages.adapters import Manifest, Revision
 from mint_stream.messages.training import LoraSettings, TrainingJob
 from mint_stream.model.base import ResidentBase
 from mint_stream.store import Store
-from mint_stream.trainer.checkpoint import CheckpointManifest, CheckpointName, Checkpoints, check_same_job
+from mint_stream.trainer.checkpoint import KEPT, CheckpointManifest, CheckpointName, Checkpoints, check_same_job
 from mint_stream.trainer.dataset import Dataset, read_dataset
 from mint_stream.trainer.fingerprint import numeric_fingerprint
 from mint_stream.trainer.optimizer import FlatAdapter
 from mint_stream.trainer.run import StepReport, TrainingRun
-from mint_stream.trainer.trainer import Trainer
 
 ReadDataset = Callable[[str], bytes]
 """Gives the bytes at a uri. Raises UriNotAllowed, InvalidRequest or StoreUnavailable."""
@@ -31,13 +36,26 @@ class Work:
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last step made."""
 
+    def made(self, report: StepReport) -> None:
+        """A step was made."""
+        self.metrics = {"loss": report.loss, "grad_norm": report.grad_norm}
+
+
+STATE_BYTES = 16
+"""A parameter: master, gradient and two moments in fp32."""
+
 
 class Workshop:
-    """Prepares, resumes, steps, saves and uploads jobs on one resident base."""
+    """Prepares, resumes, saves and uploads jobs on one resident base."""
 
-    def __init__(self, base: ResidentBase, trainer: Trainer, store: Store, read: ReadDataset, max_rank: int) -> None:
+    def __init__(
+        self, base: ResidentBase, store: Store, read: ReadDataset, max_rank: int, most_tokens: int = 2048, kept: int = KEPT
+    ) -> None:
+        """`most_tokens` of a pass; `kept` checkpoints of each job."""
         self._base = base
-        self._trainer = trainer
+        self._most_tokens = most_tokens
+        self._kept = kept
+        self._reading = Lock()
         self._store = store
         self._read = read
         self._max_rank = max_rank
@@ -70,14 +88,6 @@ class Workshop:
         same = found.manifest.numeric_fingerprint == self.fingerprint
         return Work(run, found.manifest.name, "exact" if same else "inexact", dict(found.manifest.metrics))
 
-    def step(self, work: Work) -> StepReport:
-        """One optimizer step. Raises TrainingDiverged."""
-        (outcome,) = self._trainer.step([work.run])
-        if not isinstance(outcome, StepReport):
-            raise outcome
-        work.metrics = {"loss": outcome.loss, "grad_norm": outcome.grad_norm}
-        return outcome
-
     def save(self, work: Work, attempt: int) -> None:
         """Make the job's state durable. Raises StoreUnavailable."""
         run = work.run
@@ -93,7 +103,7 @@ class Workshop:
             metrics=work.metrics,
             files=(),
         )
-        Checkpoints(self._store, run.job.job_id).write(manifest, run.weights(), run.optimizer.moments())
+        Checkpoints(self._store, run.job.job_id, self._kept).write(manifest, run.weights(), run.optimizer.moments())
         work.checkpoint = manifest.name
 
     def upload(self, work: Work) -> Manifest:
@@ -109,6 +119,18 @@ class Workshop:
             metrics=work.metrics,
         )
 
+    def state_bytes(self, job: TrainingJob, parent: Revision | None) -> int:
+        """What the job's adapter, gradients and moments will take; 0 where that cannot be said, for a job that will be refused."""
+        try:
+            parameters = fresh_parameters(job.lora, self._base.linears, self._base.output_head) if parent is None else 0
+        except InvalidAdapter:
+            return 0
+        if parent is not None:
+            parameters = (parent.size_bytes or 0) // 4
+        narrow = 0 if self._base.dtype == torch.float32 else 4
+        compared = 8 + narrow if job.method == "dpo" and parent is not None else 0
+        return parameters * (STATE_BYTES + narrow + compared)
+
     def _check_lengths(self, job: TrainingJob) -> None:
         longest = job.hyperparameters.max_length_tokens
         if longest > self._base.context_tokens:
@@ -119,10 +141,10 @@ class Workshop:
         longest = max(example.length for example in dataset.examples)
         asked = job.hyperparameters.micro_batch_tokens
         largest = max(longest, min(asked, longest * job.hyperparameters.batch_size))
-        if largest > self._trainer.most_tokens:
+        if largest > self._most_tokens:
             raise InvalidJob(
                 f"job {job.job_id}: pieces of {largest} tokens (longest example {longest}, micro_batch_tokens {asked}) exceed the "
-                f"{self._trainer.most_tokens} of a pass here: lower them, or raise MINT_TRAINING__MAX_NUM_BATCHED_TOKENS"
+                f"{self._most_tokens} of a pass here: lower them, or raise MINT_TRAINING__MAX_NUM_BATCHED_TOKENS"
             )
 
     def _flat(self, weights: AdapterWeights) -> FlatAdapter:
@@ -134,7 +156,8 @@ class Workshop:
             text = self._read(job.dataset_uri)
         except InvalidRequest as error:
             raise InvalidDataset(f"job {job.job_id}: {error}") from error
-        return read_dataset(text, self._base.tokenizer, settings.max_length_tokens, settings.too_long, job.method)
+        with self._reading:  # the tokenizer is one for all
+            return read_dataset(text, self._base.tokenizer, settings.max_length_tokens, settings.too_long, job.method)
 
     def _fresh(self, job: TrainingJob) -> AdapterWeights:
         try:

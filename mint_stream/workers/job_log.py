@@ -97,7 +97,7 @@ class JobLog:
                 self._last[event.job_id] = LastSeen(event.state, event.attempt, event.worker_id, record.timestamp_ms)
                 if event.terminal:
                     self._close(event.job_id)
-        self._wake()
+        self.wake()
 
     def apply_controls(self, _partition: int, records: Sequence[LogRecord], _next_offset: int) -> None:
         """Take in records of `training-controls`."""
@@ -107,7 +107,7 @@ class JobLog:
                 self._cancelled[control.job_id] = control.reason or "cancelled by its owner"
                 if len(self._cancelled) > self._remembered:
                     self._cancelled.popitem(last=False)
-        self._wake()
+        self.wake()
 
     def _close(self, job_id: str) -> None:
         """The job is terminal: its cancellation says nothing more, and of all that are terminal the last ones are remembered."""
@@ -116,7 +116,8 @@ class JobLog:
         if len(self._over) > self._remembered:
             del self._last[self._over.popitem(last=False)[0]]
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let all who wait for something to move look again."""
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 

@@ -30,6 +30,7 @@ class JobReport:
         self.attempt = attempt
         self.step = 0
         self.state: JobState = "queued"
+        self._mentioned: asyncio.Task[None] | None = None
 
     @property
     def claimed(self) -> bool:
@@ -38,8 +39,20 @@ class JobReport:
 
     async def say(self, state: JobState, **fields: Any) -> None:
         """Write that the job is in `state` now; acknowledged when this returns."""
+        await self._settled()
         self.state = state
-        await self._publish(**fields)
+        await self._write(self._event(**fields))
+
+    async def mention(self, state: JobState, **fields: Any) -> None:
+        """As `say`, but acknowledged when the next thing is said: the job goes on meanwhile."""
+        await self._settled()
+        self.state = state
+        self._mentioned = asyncio.create_task(self._write(self._event(**fields)))
+
+    async def _settled(self) -> None:
+        mentioned, self._mentioned = self._mentioned, None
+        if mentioned is not None:
+            await mentioned
 
     async def failure(self, state: JobState, error: MintError, fault: str) -> None:
         """Write why the job ended badly."""
@@ -59,13 +72,13 @@ class JobReport:
         while True:
             await asyncio.sleep(every_s)
             try:
-                await self._publish(heartbeat=True)
+                await self._write(self._event(heartbeat=True))
             except BusUnavailable as error:
                 log.warning("no heartbeat job_id=%s: %s", self._job.job_id, error)
 
-    async def _publish(self, **fields: Any) -> None:
+    def _event(self, **fields: Any) -> TrainingEvent:
         job = self._job
-        event = TrainingEvent(
+        return TrainingEvent(
             job_id=job.job_id,
             adapter_id=job.adapter_id,
             tenant=job.tenant,
@@ -77,7 +90,9 @@ class JobReport:
             at_ms=now_ms(),
             **fields,
         )
-        await self._producer.publish(contracts.TRAINING_EVENTS, event, job.job_id)
+
+    async def _write(self, event: TrainingEvent) -> None:
+        await self._producer.publish(contracts.TRAINING_EVENTS, event, event.job_id)
 
 
 def obituary(value: bytes | None, error: MintError, worker_id: str, state: JobState, attempt: int = 0) -> TrainingEvent | None:

@@ -1,13 +1,12 @@
 """The life of a training job on one worker, from its record to its terminal event.
 
-    look at the log ─► over: done · held elsewhere: watch · free: validate ─► claim ─► resume ─► steps ─► terminal event
+    look at the log ─► over: done · held elsewhere: watch · free: a seat ─► validate ─► claim ─► resume ─► steps ─► terminal event
     every few steps: checkpoint durable ─► publish (see publishing.py)
 
 Each arrow may be the last thing this process does. Whoever comes next finds the job free after a silence, claims the next attempt, goes on
 from the last checkpoint, and repeats a publish that was due there, for nobody knows how far it came.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -39,7 +38,9 @@ from mint_stream.workers.clock import now_ms
 from mint_stream.workers.commands import Commands
 from mint_stream.workers.job_log import JobLog, Standing, standing
 from mint_stream.workers.job_report import JobReport, Progress, obituary
+from mint_stream.workers.pass_loop import PassLoop
 from mint_stream.workers.publishing import After, Publishing, checkpoint_due, publish_due
+from mint_stream.workers.seats import Applicant, Seats
 from mint_stream.workers.torch_thread import Pause, TorchThread
 
 log = logging.getLogger(__name__)
@@ -74,25 +75,34 @@ class TrainingBus:
     """Waits until the catalog has everything that was announced before."""
 
 
-class JobRunner:
-    """Runs jobs, one at a time, and watches those that another worker runs."""
+@dataclass(frozen=True)
+class TrainingRoom:
+    """Where jobs are worked on: between their steps each by itself on the shop's threads, in passes together."""
 
-    def __init__(
-        self, bus: TrainingBus, workshop: Workshop, thread: TorchThread, terms: TrainingTerms, metrics: Metrics, after: After
-    ) -> None:
+    workshop: Workshop
+    shop: TorchThread
+    passes: PassLoop
+    seats: Seats
+
+
+class JobRunner:
+    """Runs as many jobs at once as have seats, and watches those that another worker runs."""
+
+    def __init__(self, bus: TrainingBus, room: TrainingRoom, terms: TrainingTerms, metrics: Metrics, after: After) -> None:
         self._bus = bus
-        self._workshop = workshop
-        self._thread = thread
+        self._workshop = room.workshop
+        self._shop = room.shop
+        self._passes = room.passes
+        self._seats = room.seats
         self._terms = terms
         self._metrics = metrics
         self._after = after
         self._claims = Claims(bus.commands, bus.catalog, terms.pool)
-        self._publishing = Publishing(bus.commands, self._claims, workshop, thread, terms.pool, after)
-        self._turn = asyncio.Lock()
+        self._publishing = Publishing(bus.commands, self._claims, room.workshop, room.shop, terms.pool, after)
         self._stopping = False
 
     def stop(self) -> None:
-        """Let go of the running job after its step; nothing new begins."""
+        """Let go of every job after its step; nothing new begins."""
         self._stopping = True
         self._bus.commands.abandon()
 
@@ -100,14 +110,15 @@ class JobRunner:
         """Return when the job is terminal, here or elsewhere. Raises Released when this worker stops first."""
         if await self._bus.log.current(job.job_id) is None:
             await self._report(job, 0).say("queued")
-        while (found := await self._standing(job)) != "over":
-            self._check_stopping(job)
-            if found == "held":
-                await self._bus.log.moved(self._terms.heartbeat_s)
-            elif self._turn.locked() and not self._bus.log.cancelled(job.job_id):
-                await self._wait_for_turn(job)
-            elif await self._attempt(job):
-                return
+        try:
+            while (found := await self._standing(job)) != "over":
+                self._check_stopping(job)
+                if found == "held" or not self._may_begin(job):
+                    await self._bus.log.moved(self._terms.heartbeat_s)
+                elif await self._attempt(job):
+                    return
+        finally:
+            self._give_up_seat(job)
 
     async def bury(self, value: bytes | None, error: MintError, state: JobState) -> None:
         """Say that a record is not worked on, if it names a job that has not begun (`rejected`) or not ended (`failed`)."""
@@ -123,9 +134,22 @@ class JobRunner:
         last = await self._bus.log.current(job.job_id)
         return standing(last, self._terms.worker_id, now_ms(), self._terms.silence_s * 1000)
 
-    async def _wait_for_turn(self, job: TrainingJob) -> None:
-        while self._turn.locked() and not self._stopping and not self._bus.log.cancelled(job.job_id):
-            await self._bus.log.moved(self._terms.heartbeat_s)
+    def _may_begin(self, job: TrainingJob) -> bool:
+        """Whether the job has a seat, or needs none because it was cancelled or can have none."""
+        if self._bus.log.cancelled(job.job_id) is not None:
+            return True
+        seated = self._seats.take(self._applicant(job))
+        if seated:
+            self._bus.log.wake()  # for whoever is next in line now
+        return seated
+
+    def _applicant(self, job: TrainingJob) -> Applicant:
+        parent = None if job.parent is None else self._bus.catalog.revision(job.adapter_id, job.parent)
+        return Applicant(job.job_id, job.tenant, self._workshop.state_bytes(job, parent))
+
+    def _give_up_seat(self, job: TrainingJob) -> None:
+        self._seats.leave(job.job_id)
+        self._bus.log.wake()
 
     async def _wait_for_store(self, job: TrainingJob) -> None:
         until_s = time.monotonic() + self._terms.store_wait_s
@@ -138,16 +162,15 @@ class JobRunner:
         report = self._report(job, last.attempt if last else 0)
         try:
             self._check_cancelled(job)
-            if self._turn.locked():
-                return False  # another job took the turn meanwhile: look again before waiting, for this one may be cancelled or gone
-            async with self._turn:
-                return await self._in_turn(job, report)
+            return await self._seated(job, report)
         except OwnershipLost as error:
             log.info("%s; watching it", error)
+            self._give_up_seat(job)
             await self._bus.log.moved(self._terms.heartbeat_s)
             return False
-        except StoreUnavailable as error:  # before the claim: the turn is free for others meanwhile
+        except StoreUnavailable as error:  # before the claim: the seat is free for others meanwhile
             log.warning("job_id=%s waits for the store: %s", job.job_id, error)
+            self._give_up_seat(job)
             await self._wait_for_store(job)
             return False
         except (Reject, EngineFailed) as error:
@@ -157,10 +180,11 @@ class JobRunner:
             self._check_stopping(job)
             raise
 
-    async def _in_turn(self, job: TrainingJob, report: JobReport) -> bool:
+    async def _seated(self, job: TrainingJob, report: JobReport) -> bool:
         """Validate wholly, claim, then train under the attempt granted, with heartbeats."""
         self._check_stopping(job)
-        work = await self._thread.run(self._workshop.prepare, job, await self._parent(job))
+        self._seats.check(self._applicant(job))
+        work = await self._shop.run(self._workshop.prepare, job, await self._parent(job))
         self._check(job, report)
         report.attempt = await self._claims.take(job)
         await report.say("claimed")
@@ -178,7 +202,7 @@ class JobRunner:
         return True
 
     async def _resumed(self, work: Work, report: JobReport) -> Work:
-        found = await self._thread.patiently(self._pausing(work.run.job, report), self._workshop.resume, work)
+        found = await self._shop.patiently(self._pausing(work.run.job, report), self._workshop.resume, work)
         report.step = found.run.step
         await report.say("running", resumed=found.resumed)
         return found
@@ -196,20 +220,26 @@ class JobRunner:
 
     async def _train(self, work: Work, report: JobReport) -> int | None:
         """All remaining steps. Gives the number of the last revision."""
+        try:
+            return await self._steps(work, report)
+        finally:
+            await self._passes.leave(work.run)
+
+    async def _steps(self, work: Work, report: JobReport) -> int | None:
         run, job = work.run, work.run.job
         pause = self._pausing(job, report)
         progress = Progress(job.hyperparameters.steps, self._terms.progress_s)
         number = await self._publishing.publish(work, report, pause) if run.step and publish_due(job, run.step) else None
         while not run.done:
             self._check(job, report)
-            made = await self._thread.run(self._workshop.step, work)
+            made = await self._passes.step(run)
             self._after("stepped")
             report.step = run.step
-            self._count(made)
+            self._count(work, made)
             if told := progress.add(made):
-                await report.say("running", **told)
+                await report.mention("running", **told)
             if checkpoint_due(job, run.step):
-                await self._thread.patiently(pause, self._workshop.save, work, report.attempt)
+                await self._shop.patiently(pause, self._workshop.save, work, report.attempt)
                 self._after("checkpoint-durable")
             if publish_due(job, run.step):
                 number = await self._publishing.publish(work, report, pause)
@@ -259,6 +289,7 @@ class JobRunner:
         if self._stopping:
             raise Released(job.job_id)
 
-    def _count(self, made: StepReport) -> None:
+    def _count(self, work: Work, made: StepReport) -> None:
+        work.made(made)
         self._metrics.training_steps_total.inc()
         self._metrics.training_tokens_total.inc(made.tokens)

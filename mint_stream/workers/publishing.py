@@ -22,24 +22,24 @@ log = logging.getLogger(__name__)
 
 After = Callable[[str], None]
 """Called with the name of an effect once it is durable: claimed, checkpoint-durable, files-durable, announced, answered,
-publish-reported, end-reported, record-closed."""
+publish-reported, end-reported, record-closed; and `passed` after each pass, `stepped` after each step of a job."""
 
 
 class Publishing:
     """Makes revisions of jobs whose checkpoint is durable already."""
 
-    def __init__(self, commands: Commands, claims: Claims, workshop: Workshop, thread: TorchThread, pool: str, after: After) -> None:
+    def __init__(self, commands: Commands, claims: Claims, workshop: Workshop, shop: TorchThread, pool: str, after: After) -> None:
         self._commands = commands
         self._claims = claims
         self._workshop = workshop
-        self._thread = thread
+        self._shop = shop
         self._pool = pool
         self._after = after
 
     async def publish(self, work: Work, report: JobReport, pause: Pause) -> int | None:
         """The number of the step's revision. Raises CommandRejected or OwnershipLost when the registrar refuses it."""
         job, step = work.run.job, work.run.step
-        manifest = await self._thread.patiently(pause, self._workshop.upload, work)
+        manifest = await self._shop.patiently(pause, self._workshop.upload, work)
         self._after("files-durable")
         sent = await self._commands.send(self._command(job, step, report.attempt, manifest))
         self._after("announced")

@@ -1,4 +1,4 @@
-"""The seam between the event loop and the thread that owns torch and waits for the store."""
+"""The seam between the event loop and the threads beside it: the one that makes passes, and those that prepare and save jobs."""
 
 import asyncio
 import logging
@@ -20,10 +20,10 @@ Pause = Callable[[float], Awaitable[None]]
 
 
 class TorchThread:
-    """Runs functions on one thread, one after the other, while the event loop goes on."""
+    """Runs functions off the event loop, which goes on meanwhile."""
 
     def __init__(self, executor: Executor) -> None:
-        """`executor` has a single thread."""
+        """`executor` has a single thread where the functions own something together, as passes do."""
         self._executor = executor
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

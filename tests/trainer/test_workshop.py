@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mint_stream.adapter import AdapterWeights
 from mint_stream.errors import BaseMismatch, CorruptObject, InvalidDataset, InvalidJob, TrainingDiverged, UriNotAllowed
@@ -15,6 +16,7 @@ from mint_stream.model.base import ResidentBase, load_base
 from mint_stream.model.forward import PackedModel
 from mint_stream.store import Store, read_uri
 from mint_stream.trainer.checkpoint import Checkpoints, folder_name
+from mint_stream.trainer.run import StepReport
 from mint_stream.trainer.trainer import Trainer
 from mint_stream.trainer.workshop import Work, Workshop
 from tests.factories import peft_files, tiny_base
@@ -37,7 +39,8 @@ def root(tmp_path: Path) -> Path:
 
 def workshop(base: tuple[ResidentBase, Trainer], root: Path) -> Workshop:
     allowed = [(root / "data").as_uri()]
-    return Workshop(base[0], base[1], Store((root / "store").as_uri()), lambda uri: read_uri(uri, allowed, 10**6), max_rank=16)
+    store = Store((root / "store").as_uri())
+    return Workshop(base[0], store, lambda uri: read_uri(uri, allowed, 10**6), 16, base[1].most_tokens)
 
 
 def job(root: Path, name: str = "j", file: str = "sums.jsonl", **changes: Any) -> TrainingJob:
@@ -53,9 +56,17 @@ def job(root: Path, name: str = "j", file: str = "sums.jsonl", **changes: Any) -
     )
 
 
-def finished(shop: Workshop, work: Work, until: int = 9) -> str:
+def step(base: tuple[ResidentBase, Trainer], work: Work) -> StepReport:
+    (outcome,) = base[1].step([work.run])
+    if not isinstance(outcome, StepReport):
+        raise outcome
+    work.made(outcome)
+    return outcome
+
+
+def finished(base: tuple[ResidentBase, Trainer], work: Work, until: int = 9) -> str:
     while work.run.step < until:
-        shop.step(work)
+        step(base, work)
     return work.run.weights().digest
 
 
@@ -64,20 +75,20 @@ def test_a_job_resumed_from_a_checkpoint_ends_in_the_bits_of_one_that_was_never_
     shop = workshop(base, root)
     whole = shop.prepare(job(root, "whole"), None)
     broken = shop.prepare(job(root, "broken"), None)
-    finished(shop, broken, killed_at)
+    finished(base, broken, killed_at)
     shop.save(broken, attempt=1)
-    finished(shop, broken, 9)  # what was done after the last checkpoint is lost
+    finished(base, broken, 9)  # what was done after the last checkpoint is lost
     again = workshop(base, root)
     resumed = again.resume(again.prepare(job(root, "broken"), None))
     assert (resumed.run.step, resumed.resumed, resumed.metrics.keys()) == (killed_at, "exact", {"loss", "grad_norm"})
-    assert finished(again, resumed) == finished(shop, whole)
+    assert finished(base, resumed) == finished(base, whole)
 
 
 def test_the_furthest_checkpoint_of_any_attempt_counts_and_two_are_kept(base: Any, root: Path) -> None:
     shop = workshop(base, root)
     work = shop.prepare(job(root), None)
     for step, attempt in [(1, 1), (2, 1), (3, 2), (4, 2)]:
-        finished(shop, work, step)
+        finished(base, work, step)
         shop.save(work, attempt)
     store = Store((root / "store").as_uri())
     assert [(name.step, name.attempt) for name in Checkpoints(store, "j").names()] == [(3, 2), (4, 2)]
@@ -90,7 +101,7 @@ def test_the_furthest_checkpoint_of_any_attempt_counts_and_two_are_kept(base: An
 def test_a_checkpoint_that_is_not_whole_is_an_error_and_never_a_cold_start(base: Any, root: Path, damage: str) -> None:
     shop = workshop(base, root)
     work = shop.prepare(job(root), None)
-    finished(shop, work, 2)
+    finished(base, work, 2)
     shop.save(work, 1)
     file = root / "store" / "jobs" / "j" / "1" / "2" / damage
     content = file.read_bytes()
@@ -105,7 +116,7 @@ def test_a_checkpoint_that_is_not_whole_is_an_error_and_never_a_cold_start(base:
 def test_resuming_on_another_fingerprint_says_inexact(base: Any, root: Path) -> None:
     shop = workshop(base, root)
     work = shop.prepare(job(root), None)
-    finished(shop, work, 1)
+    finished(base, work, 1)
     shop.fingerprint = "0" * 64
     shop.save(work, 1)
     assert workshop(base, root).resume(shop.prepare(job(root), None)).resumed == "inexact"
@@ -114,7 +125,7 @@ def test_resuming_on_another_fingerprint_says_inexact(base: Any, root: Path) -> 
 def test_a_job_whose_settings_changed_does_not_go_on_from_its_checkpoint(base: Any, root: Path) -> None:
     shop = workshop(base, root)
     work = shop.prepare(job(root), None)
-    finished(shop, work, 1)
+    finished(base, work, 1)
     shop.save(work, 1)
     assert shop.resume(shop.prepare(job(root).model_copy(update={"submitted_at_ms": 5}), None)).run.step == 1
     with pytest.raises(InvalidJob, match="the job's settings changed since"):
@@ -124,7 +135,7 @@ def test_a_job_whose_settings_changed_does_not_go_on_from_its_checkpoint(base: A
 def test_an_upload_is_the_adapter_as_peft_reads_it_with_metrics_and_fingerprint(base: Any, root: Path) -> None:
     shop = workshop(base, root)
     work = shop.prepare(job(root), None)
-    finished(shop, work, 3)
+    finished(base, work, 3)
     manifest = shop.upload(work)
     read = AdapterWeights.from_files(Store((root / "store").as_uri()).read_revision(manifest))
     assert read.digest == manifest.digest == work.run.weights().digest
@@ -162,7 +173,7 @@ def test_a_parent_with_adapted_experts_is_not_trained_on_and_says_what_it_adapts
 def test_a_parent_is_continued_as_it_is(base: Any, root: Path) -> None:
     shop = workshop(base, root)
     first = shop.prepare(job(root), None)
-    finished(shop, first, 3)
+    finished(base, first, 3)
     parent = revision(shop, first, base[0])
     child = shop.prepare(job(root, "child", parent=3, lora=LoraSettings()), parent)
     assert child.run.weights().digest == first.run.weights().digest
@@ -211,26 +222,49 @@ def test_pieces_larger_than_a_pass_are_refused_with_what_to_do(tmp_path_factory:
 def test_dpo_from_a_parent_refers_to_that_parent_after_a_resume_too(base: Any, root: Path) -> None:
     shop = workshop(base, root)
     first = shop.prepare(job(root), None)
-    finished(shop, first, 3)
+    finished(base, first, 3)
     pairs = [json.dumps({"prompt": f"{n}+{n}=", "chosen": str(2 * n), "rejected": str(3 * n + 1)}) for n in range(5)]
     (root / "data" / "pairs.jsonl").write_text("\n".join(pairs))
     parent, child = revision(shop, first, base[0]), job(root, "dpo", file="pairs.jsonl", method="dpo", parent=3)
     whole, broken = shop.prepare(child, parent), shop.prepare(child, parent)
-    assert shop.step(whole).loss == pytest.approx(math.log(2), abs=0.01), "without dropout it would be exact"
-    finished(shop, broken, 4)
+    assert step(base, whole).loss == pytest.approx(math.log(2), abs=0.01), "without dropout it would be exact"
+    finished(base, broken, 4)
     shop.save(broken, attempt=1)
     resumed = shop.resume(shop.prepare(child, parent))
     assert (resumed.run.step, resumed.run.references) == (4, {})
-    assert finished(shop, resumed) == finished(shop, whole)
+    assert finished(base, resumed) == finished(base, whole)
 
 
 def test_a_rate_far_too_high_ends_as_divergence_not_as_numbers(base: Any, root: Path) -> None:
     shop = workshop(base, root)
     work = shop.prepare(job(root, hyperparameters={"learning_rate": 1e30, "warmup_steps": 0}), None)
     with pytest.raises(TrainingDiverged, match="job j diverged at step"):
-        finished(shop, work)
+        finished(base, work)
 
 
 def test_any_job_id_makes_one_safe_folder() -> None:
     names = [folder_name(name) for name in ("a", "../x", "a/b", ".", "~", "é" * 256, "é" * 255)]
     assert len(set(names)) == 7 and all("/" not in name and not name.startswith(".") and len(name) < 200 for name in names)
+
+
+def test_a_jobs_state_is_counted_before_it_is_made(base: Any, root: Path) -> None:
+    shop = workshop(base, root)
+    for lora in (LoraSettings(rank=4), LoraSettings(rank=3, target_modules=("q_proj",)), LoraSettings(rank=2, rank_pattern={"v_proj": 5})):
+        asked = job(root, lora=lora)
+        held = shop.prepare(asked, None).run.adapter.masters.numel()
+        narrow = 4 if base[0].dtype != torch.float32 else 0
+        assert shop.state_bytes(asked, None) == held * (16 + narrow)
+    assert shop.state_bytes(job(root, lora=LoraSettings(target_modules=("wizard",))), None) == 0
+    work = shop.prepare(job(root), None)
+    parent = revision(shop, work, base[0], size_bytes=4000)
+    counted = [shop.state_bytes(job(root, method=method, parent=3), parent) for method in ("sft", "dpo")]
+    assert counted[0] > 0 and counted[1] > counted[0]
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for(base: Any, root: Path) -> None:
+    shop = Workshop(base[0], Store((root / "store").as_uri()), workshop(base, root)._read, 16, kept=3)
+    work = shop.prepare(job(root), None)
+    for until in range(1, 6):
+        finished(base, work, until)
+        shop.save(work, 1)
+    assert [name.step for name in Checkpoints(Store((root / "store").as_uri()), "j").names()] == [3, 4, 5]

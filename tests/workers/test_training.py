@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from mint_stream import contracts
 from mint_stream.app.environment import environment_of
+from mint_stream.app.train import TrainRole
 from mint_stream.bus.partitioner import murmur2_partition
 from mint_stream.bus.producer import BROKER_LIMIT_BYTES, Outgoing
-from mint_stream.messages.training import LoraSettings
+from mint_stream.messages.training import LoraSettings, TrainingJob
 from mint_stream.store.files import file_path
 from tests.training_system import GOOD, PARTITIONS, POOL, TrainingSystem
 
@@ -198,7 +200,7 @@ async def test_a_job_cancelled_while_no_trainer_ran_never_starts(system: Trainin
 
 
 async def test_a_job_cancelled_while_it_waits_for_its_turn_ends_at_once(system: TrainingSystem, name: str) -> None:
-    async with system.trainer():
+    async with system.trainer(max_jobs=1):
         await system.submit(system.job(f"{name}-long", f"{name}-long", hyperparameters={"steps": 1_000_000}))
         await system.heard(f"{name}-long", lambda event: event.step > 0)
         await system.submit(system.job(f"{name}-waits", f"{name}-waits"))
@@ -319,6 +321,103 @@ async def test_a_trainer_whose_job_was_claimed_by_another_one_stops_and_watches(
     assert steps == [20 * (place + 1) for place in range(len(steps))] and len(steps) >= 2
 
 
+async def test_jobs_of_different_adapters_train_together_each_with_its_own_end(system: TrainingSystem, name: str) -> None:
+    """One diverges, one is cancelled, one cannot begin; the others share passes meanwhile, and end in the bits they have alone."""
+    seats, long = Seated(), {"steps": 40}
+    other = {"hyperparameters": long | {"batch_size": 2, "weight_decay": 0.1}, "lora": LoraSettings(rank=2, target_modules=("q_proj",))}
+    async with system.trainer(seats.after) as seats.role:
+        for which, changes in {
+            "a": {"hyperparameters": long},
+            "b": other,
+            "sick": {"hyperparameters": long | {"learning_rate": 1e30}},
+            "endless": {"hyperparameters": {"steps": 1_000_000}},
+            "none": {"lora": LoraSettings(rank=512)},
+        }.items():
+            await system.submit(system.job(f"{name}-{which}", f"{name}-{which}", **changes))
+        ends = {which: (await system.ended(f"{name}-{which}")).state for which in ("a", "b", "sick", "none")}
+        await system.cancel(f"{name}-endless")
+        ends["endless"] = (await system.ended(f"{name}-endless")).state
+    assert ends == {"a": "succeeded", "b": "succeeded", "sick": "failed", "none": "rejected", "endless": "cancelled"}
+    assert seats.most >= 3, "they were in training at once"
+    async with system.trainer(max_jobs=1):
+        await system.submit(system.job(f"{name}-alone", f"{name}-alone", hyperparameters=long))
+        await system.ended(f"{name}-alone")
+    assert (await system.revisions(f"{name}-a"))[0][3] == (await system.revisions(f"{name}-alone"))[0][3]
+
+
+class Seated:
+    """How many jobs were in training when a pass ended, at most."""
+
+    role: TrainRole | None = None
+    most = 0
+
+    def after(self, effect: str) -> None:
+        if effect == "passed" and self.role is not None:
+            self.most = max(self.most, self.role.status("ready").running)
+
+
+async def test_a_preference_job_goes_from_its_record_to_a_revision(system: TrainingSystem, name: str) -> None:
+    pairs = [json.dumps({"prompt": f"{n}+{n}=", "chosen": str(2 * n), "rejected": "no idea"}) for n in range(6)]
+    (system.data / "pairs.jsonl").write_text("\n".join(pairs))
+    async with system.trainer():
+        await system.submit(system.job(name, name, "pairs.jsonl", method="dpo", hyperparameters={"steps": 6, "dpo_beta": 0.5}))
+        assert (await system.ended(name)).state == "succeeded"
+        await system.submit(system.job(f"{name}-bad", name, method="dpo"))
+        refused = await system.ended(f"{name}-bad")
+    losses = [event.loss for event in system.events if event.job_id == name and event.loss is not None]
+    assert losses[0] == pytest.approx(math.log(2), abs=0.01) and losses[-1] < losses[0]
+    assert refused.state == "rejected" and refused.error is not None and "chosen: Field required" in refused.error.message
+
+
+async def test_more_jobs_than_seats_wait_in_line_and_all_end(system: TrainingSystem, name: str) -> None:
+    jobs = [f"{name}-{number}" for number in range(5)]
+    seats = Seated()
+    async with system.trainer(seats.after, max_jobs=2) as seats.role:
+        for job in jobs:
+            await system.submit(system.job(job, job))
+        assert {(await system.ended(job)).state for job in jobs} == {"succeeded"}
+    assert seats.most == 2
+    assert await committed_to_the_end(system)
+
+
+@asynccontextmanager
+async def script(system: TrainingSystem, file: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """One of the scripts of tests/, with the system's settings; nothing of it is left behind."""
+    path = Path(__file__).parent.parent / file
+    environment = {**os.environ, **environment_of(system.settings), "PYTHONPATH": str(path.parent.parent)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(path), *arguments, stdout=asyncio.subprocess.PIPE, env=environment, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.communicate()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120)
+async def test_a_trainer_that_was_frozen_past_its_silence_and_wakes_up_has_no_write_accepted(system: TrainingSystem, name: str) -> None:
+    job = system.job(name, name, hyperparameters={"steps": 400}, checkpoint_every_steps=20, publish_every_steps=40)
+    async with script(system, "frozen_trainer.py", "frozen") as frozen:
+        assert frozen.stdout is not None
+        await frozen.stdout.readline()
+        await system.submit(job)
+        await system.heard(name, lambda event: event.number == 2)
+        frozen.send_signal(signal.SIGSTOP)
+        async with system.trainer(worker_id="another", silence_s=1.0):
+            end = await system.ended(name)
+        finished = await system.revisions(name)
+        frozen.send_signal(signal.SIGCONT)
+        assert (await frozen.stdout.read()).endswith(b"closed\n") and await frozen.wait() == 0
+    assert (end.state, end.worker_id, end.attempt) == ("succeeded", "another", 2)
+    assert await system.revisions(name) == finished
+    assert [(number, step) for number, _, step, _ in finished] == [(n, 40 * n) for n in range(1, 11)]
+    late = [event for event in system.events if event.job_id == name and event.worker_id == "frozen" and event.terminal]
+    assert late == [], "and it does not say that the job ended"
+
+
 EFFECTS = ("claimed", "checkpoint-durable", "files-durable", "announced", "answered", "publish-reported", "end-reported", "record-closed")
 
 
@@ -328,18 +427,7 @@ async def test_a_trainer_killed_after_each_effect_leaves_one_revision_a_step_wit
     system: TrainingSystem, name: str
 ) -> None:
     await system.submit(system.job(name, name, publish_every_steps=2))
-    script = Path(__file__).parent.parent / "killed_trainers.py"
-    environment = {**os.environ, **environment_of(system.settings), "PYTHONPATH": str(script.parent.parent)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(script), *EFFECTS, stdout=asyncio.subprocess.PIPE, env=environment, start_new_session=True
-    )
-    try:
-        output, _ = await process.communicate()
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0
-    assert json.loads(output.splitlines()[-1]) == dict.fromkeys(EFFECTS, -9) | {"": 0}
+    assert await exit_codes(system, 1, EFFECTS) == dict.fromkeys(EFFECTS, -9) | {"": 0}
     assert (await system.ended(name)).state == "succeeded"
     async with system.trainer():
         await system.submit(system.job(f"{name}-whole", f"{name}-whole", publish_every_steps=2))
@@ -347,4 +435,57 @@ async def test_a_trainer_killed_after_each_effect_leaves_one_revision_a_step_wit
     broken, whole = await system.revisions(name), await system.revisions(f"{name}-whole")
     assert [(number, step) for number, _, step, _ in broken] == [(1, 2), (2, 4)]
     assert [digest for *_, digest in broken] == [digest for *_, digest in whole] and len(set(broken)) == 2
+    assert await committed_to_the_end(system)
+
+
+async def exit_codes(system: TrainingSystem, jobs: int, moments: Sequence[str]) -> dict[str, int]:
+    """Of a line of trainers that die at these moments, and of the last one, which closes what is left of so many jobs."""
+    (system.settings.home / "closed-records").unlink(missing_ok=True)
+    async with script(system, "killed_trainers.py", str(jobs), *moments) as line:
+        output, _ = await line.communicate()
+        assert line.returncode == 0
+    codes: dict[str, int] = json.loads(output.splitlines()[-1])
+    return codes
+
+
+TOGETHER = 3
+MOMENTS = (
+    "claimed:3",
+    "passed:2",
+    "stepped:1",
+    "passed:7",
+    "stepped:5",
+    "checkpoint-durable:2",
+    "files-durable:2",
+    "announced:3",
+    "answered",
+    "publish-reported:2",
+    "end-reported",
+    "record-closed",
+)
+"""Of three jobs in the same passes: at the ends of steps, within them (a step takes several passes), and at each effect of one of them."""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+async def test_jobs_in_the_same_passes_end_in_the_bits_of_unbroken_ones_however_often_their_trainer_is_killed(
+    system: TrainingSystem, name: str
+) -> None:
+    def job_of(number: int, suffix: str = "") -> TrainingJob:
+        settings = {"steps": 8, "micro_batch_tokens": 150, "batch_size": 4 + number, "weight_decay": 0.01, "max_grad_norm": 0.5}
+        lora = LoraSettings(rank=2 + number, dropout=0.1 * number)
+        job_id = f"{name}-{number}{suffix}"
+        return system.job(job_id, job_id, hyperparameters=settings, lora=lora, seed=number, publish_every_steps=4, checkpoint_every_steps=1)
+
+    for number in range(TOGETHER):
+        await system.submit(job_of(number))
+    assert await exit_codes(system, TOGETHER, MOMENTS) == dict.fromkeys(MOMENTS, -9) | {"": 0}
+    async with system.trainer(max_jobs=1):
+        for number in range(TOGETHER):
+            await system.submit(job_of(number, "-whole"))
+            await system.ended(f"{name}-{number}-whole")
+    for number in range(TOGETHER):
+        broken, whole = await system.revisions(f"{name}-{number}"), await system.revisions(f"{name}-{number}-whole")
+        assert [(revision, step) for revision, _, step, _ in broken] == [(1, 4), (2, 8)]
+        assert [digest for *_, digest in broken] == [digest for *_, digest in whole]
     assert await committed_to_the_end(system)
