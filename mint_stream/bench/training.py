@@ -6,7 +6,6 @@ the resident base of the other two sides is there already, as it is in a trainer
 
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -159,9 +158,8 @@ def _peft(resident: ResidentBase, base: Path, load: Load, number: int, folder: P
         "sequences": in_order(load, number, load.tokens, vocabulary_of(resident)),
     }
     begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-P", str(PEFT_SCRIPT)], input=json.dumps(work), capture_output=True, text=True, env=dict(os.environ)
-    )
+    script = [sys.executable, "-P", str(PEFT_SCRIPT)]  # -P: modules beside it have names of packages that transformers looks for
+    done = subprocess.run(script, input=json.dumps(work), capture_output=True, text=True)
     seconds = time.perf_counter() - begun
     if done.returncode:
         raise WrongResult(f"PEFT's process ended with {done.returncode}: {done.stderr[-2000:]}")
