@@ -88,6 +88,8 @@ class TrainingSettings(_Group):
     """For the adapters, gradients and moments of all jobs in training, besides the base and a pass's activations."""
     checkpoints_kept: int = Field(default=2, ge=1)
     """Of each job."""
+    recompute: bool = False
+    """Keep only the layers' inputs for the backward pass and compute the rest again there: slower, in less memory, the same bits."""
 
 
 class EvaluationSettings(_Group):

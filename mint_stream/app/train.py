@@ -22,6 +22,7 @@ from mint_stream.metrics import Metrics
 from mint_stream.model.base import ResidentBase, load_base
 from mint_stream.model.forward import PackedModel
 from mint_stream.model.pull import resolve_base
+from mint_stream.model.recompute import recompute_layers
 from mint_stream.settings import Settings
 from mint_stream.store import Store, read_uri
 from mint_stream.trainer.trainer import Trainer
@@ -127,7 +128,10 @@ class TrainRole:
     def _equipped(self, base: ResidentBase, founder: PoolBase) -> tuple[Trainer, Workshop]:
         """Everything that needs torch. Checks the base by passes of its own, so it belongs on torch's thread."""
         settings, limits = self._settings, self._settings.training
-        trainer = Trainer(PackedModel(base.model, base.linears, base.output_head), limits.max_num_batched_tokens)
+        packed = PackedModel(base.model, base.linears, base.output_head)
+        if limits.recompute:
+            recompute_layers(packed)
+        trainer = Trainer(packed, limits.max_num_batched_tokens)
         store = Store(settings.store_uri, settings.store.options)
         return trainer, Workshop(base, store, self._read, founder.max_rank, limits.max_num_batched_tokens, limits.checkpoints_kept)
 

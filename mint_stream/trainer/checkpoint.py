@@ -51,6 +51,8 @@ class CheckpointManifest(Record):
     dataset_digest: str
     base_digest: str
     numeric_fingerprint: str
+    loss_scale: float = 1.0
+    steps_at_scale: int = 0
     metrics: dict[str, float] = {}
     """Of the step it was made at."""
     files: tuple[FileEntry, ...]

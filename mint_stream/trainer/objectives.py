@@ -101,9 +101,14 @@ class Task:
 
 
 def chunked_loss(
-    hidden: Tensor, head: Callable[[Tensor, slice], Tensor], targets: Tensor, objective: Objective, rows: int = ROWS_PER_CHUNK
+    hidden: Tensor,
+    head: Callable[[Tensor, slice], Tensor],
+    targets: Tensor,
+    objective: Objective,
+    rows: int = ROWS_PER_CHUNK,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The loss (a scalar, fp32) and its gradient for `hidden` ([N, H], in its dtype); `targets` [N].
+    """The loss (a scalar, fp32) and `scale` times its gradient for `hidden` ([N, H], in its dtype); `targets` [N].
 
     `head` gets a chunk of hidden states and which rows they are. Backward runs chunk by chunk here, so one chunk's logits live at a
     time; adapters inside `head` get their gradients on the way. An objective of whole batches costs one more sweep over the head when
@@ -117,7 +122,7 @@ def chunked_loss(
     for part in parts:
         chunk = hidden[part].detach().requires_grad_(True)
         loss = objective(losses.logprobs(head(chunk, part), targets[part]), part)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        (loss * scale).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         gradient[part] = cast(Tensor, chunk.grad)
         total = total if isinstance(objective, _Linearised) else total + loss.detach()
     return total, gradient

@@ -39,10 +39,15 @@ class FlatAdapter:
             for path, (a, b, scaling) in self._slices(self._compute).items()
         }
 
-    def collect(self) -> None:
-        """Add the last micro-batch's gradients to the fp32 ones."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """What kernels compute in."""
+        return self._compute.dtype
+
+    def collect(self, scale: float = 1.0) -> None:
+        """Add the last micro-batch's gradients, which are `scale` times too large, to the fp32 ones."""
         if self._compute_gradients is not self.gradients:
-            self.gradients += self._compute_gradients
+            self.gradients.add_(self._compute_gradients, alpha=1.0 / scale)
             self._compute_gradients.zero_()
 
     def forget(self) -> None:

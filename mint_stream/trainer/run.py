@@ -13,6 +13,7 @@ from mint_stream.kernels import Dropout, LoraWeights
 from mint_stream.messages.training import TrainingJob
 from mint_stream.trainer.dataset import Dataset
 from mint_stream.trainer.examples import Learnable, Preference
+from mint_stream.trainer.loss_scale import LossScale
 from mint_stream.trainer.objectives import Task
 from mint_stream.trainer.optimizer import AdapterOptimizer, FlatAdapter
 from mint_stream.trainer.scheduler import DataOrder, learning_rate, micro_batches
@@ -73,6 +74,7 @@ class TrainingRun:
         """The adapter of the parent that DPO compares with; None is the bare base, which is what a fresh adapter answers as."""
         self.references: dict[Preference, tuple[float, float]] = {}
         """Summed log-probabilities (chosen, rejected) at the job's start, of the pairs seen so far."""
+        self.scale = LossScale.of(adapter.dtype)
         self._order = DataOrder(job.seed, len(dataset.examples))
         self._still = None if job.lora.dropout else adapter.lora_weights(lambda _path: None)
         self._begun: _Step | None = None
@@ -109,7 +111,7 @@ class TrainingRun:
         """The piece was learned; its gradients are in the adapter. The last one makes the step. Raises TrainingDiverged."""
         step = self._begun
         assert step is not None, "no step is in progress"
-        self.adapter.collect()
+        self.adapter.collect(self.scale.value)
         step.loss += loss
         step.next += 1
         if step.next < len(step.batch):
@@ -134,16 +136,21 @@ class TrainingRun:
         pieces = micro_batches(examples, self.job.hyperparameters.micro_batch_tokens)
         return tuple(MicroBatch(piece, number, weight) for number, piece in enumerate(pieces))
 
-    def _finish(self, made: _Step) -> StepReport:
-        """Clip, update and move on. Raises TrainingDiverged when a number is not finite."""
+    def _finish(self, made: _Step) -> StepReport | None:
+        """Clip, update and move on; None when the step begins again with a smaller loss scale. Raises TrainingDiverged."""
         settings = self.job.hyperparameters
         norm = self.optimizer.clip(settings.max_grad_norm)
+        if math.isfinite(made.loss) and not math.isfinite(norm) and self.scale.shrink():
+            self._begun = made
+            self.restart()
+            return None
         if not (math.isfinite(made.loss) and math.isfinite(norm)):
             raise self._diverged(f"loss {made.loss}, gradient norm {norm}")
         rate = learning_rate(settings, self.step)
         self.optimizer.step(rate)
         if not bool(torch.isfinite(self.adapter.masters).all()):
             raise self._diverged("the update gives weights that are not finite")
+        self.scale.made()
         self.step += 1
         self.cursor += sum(len(piece.examples) for piece in made.batch)
         return StepReport(self.step, made.loss, rate, norm, sum(piece.tokens for piece in made.batch))

@@ -132,5 +132,5 @@ class Trainer:
         def head(chunk: Tensor, part: slice) -> Tensor:
             return self._body.head(replace(pass_, selected=share.rows[part], scratch={}), chunk)
 
-        total, gradient[rows] = chunked_loss(hidden[rows], head, share.targets, share.objective)
+        total, gradient[rows] = chunked_loss(hidden[rows], head, share.targets, share.objective, scale=share.run.scale.value)
         return float(total)

@@ -19,6 +19,7 @@ from mint_stream.store import Store
 from mint_stream.trainer.checkpoint import KEPT, CheckpointManifest, CheckpointName, Checkpoints, check_same_job
 from mint_stream.trainer.dataset import Dataset, read_dataset
 from mint_stream.trainer.fingerprint import numeric_fingerprint
+from mint_stream.trainer.loss_scale import LossScale
 from mint_stream.trainer.optimizer import FlatAdapter
 from mint_stream.trainer.run import StepReport, TrainingRun
 
@@ -85,6 +86,7 @@ class Workshop:
         run = TrainingRun(job, dataset, self._flat(found.weights), found.manifest.name.step, found.manifest.cursor)
         run.optimizer.restore(found.moments)
         run.start = work.run.start
+        run.scale = LossScale(found.manifest.loss_scale, found.manifest.steps_at_scale)
         same = found.manifest.numeric_fingerprint == self.fingerprint
         return Work(run, found.manifest.name, "exact" if same else "inexact", dict(found.manifest.metrics))
 
@@ -100,6 +102,8 @@ class Workshop:
             dataset_digest=run.dataset.digest,
             base_digest=self._base.digest,
             numeric_fingerprint=self.fingerprint,
+            loss_scale=run.scale.value,
+            steps_at_scale=run.scale.steps,
             metrics=work.metrics,
             files=(),
         )

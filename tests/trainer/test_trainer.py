@@ -132,6 +132,31 @@ def test_a_job_ends_in_the_same_bits_alone_and_in_company() -> None:
     assert alone.weights().digest == company.weights().digest
 
 
+def test_a_job_ends_in_the_same_bits_alone_and_among_seven_others_one_of_which_is_all_nan() -> None:
+    """Decay and clipping on; ranks, targets, rates and micro-batches of their own."""
+    trainer, linears = prepared(hidden_size=64, intermediate_size=128)
+    strict = {"weight_decay": 0.1, "max_grad_norm": 0.05, "schedule": "cosine", "warmup_steps": 2}
+
+    def mine() -> TrainingRun:
+        return run_of(job("a", LoraSettings(rank=4, dropout=0.05), seed=9, **strict), linears)
+
+    alone, company = mine(), mine()
+    sick = run_of(job("b"), linears)
+    with torch.no_grad():
+        sick.adapter.masters.fill_(torch.nan)
+    others = [
+        run_of(job(name, LoraSettings(rank=rank, target_modules=("q_proj", "down_proj")), seed=rank, batch_size=rank), linears)
+        for name, rank in zip("cdefgh", (1, 2, 3, 5, 6, 8), strict=True)
+    ]
+    for step in range(6):
+        (expected,) = stepped(trainer, alone)
+        outcomes = trainer.step([*others[:3], *([sick] if step < 2 else []), company, *others[3:]])
+        assert expected in outcomes and expected.grad_norm > 0.05
+        assert [isinstance(outcome, TrainingDiverged) for outcome in outcomes].count(True) == (1 if step < 2 else 0)
+    assert alone.weights().digest == company.weights().digest
+    assert torch.equal(alone.optimizer.moments()["exp_avg_sq"], company.optimizer.moments()["exp_avg_sq"])
+
+
 def test_a_job_that_diverges_gets_an_error_keeps_its_masters_and_harms_nobody() -> None:
     trainer, linears = prepared(hidden_size=64, intermediate_size=128)
     sick, well, alone = (run_of(job(name), linears) for name in ("sick", "well", "alone"))
@@ -159,6 +184,23 @@ def test_a_bf16_base_trains_fp32_masters() -> None:
     run = TrainingRun(settings, dataset(count=4), FlatAdapter(AdapterWeights.fresh(settings.lora, linears, 0), torch.bfloat16))
     losses = [stepped(trainer, run)[0].loss for _ in range(30)]
     assert losses[-1] < 0.6 * losses[0] and run.adapter.masters.dtype == torch.float32
+
+
+def test_a_step_whose_gradients_overflow_is_made_again_at_a_smaller_scale_and_is_the_same_step() -> None:
+    model = tiny_model("llama", hidden_size=64, intermediate_size=128).to(torch.float16)
+    trainer, linears = Trainer(PackedModel(model, linear_paths(model))), linear_paths(model)
+
+    def half_run(scale: float) -> TrainingRun:
+        run = TrainingRun(job(), dataset(), FlatAdapter(trained_a_little(job(), linears), torch.float16))
+        run.scale.value = scale
+        return run
+
+    large, fitting = half_run(2.0**30), half_run(2.0**8)
+    neighbour = half_run(2.0**8)
+    reports = [stepped(trainer, large, neighbour), stepped(trainer, fitting)]
+    assert 1.0 < large.scale.value < 2.0**30 and neighbour.scale.value == 2.0**8
+    assert reports[0][0].grad_norm == pytest.approx(reports[1][0].grad_norm, rel=1e-2) and large.step == 1
+    assert neighbour.weights().digest == fitting.weights().digest
 
 
 def test_a_base_whose_logits_are_more_than_its_head_is_refused() -> None:

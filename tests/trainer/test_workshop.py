@@ -268,3 +268,13 @@ def test_as_many_checkpoints_are_kept_as_asked_for(base: Any, root: Path) -> Non
         finished(base, work, until)
         shop.save(work, 1)
     assert [name.step for name in Checkpoints(Store((root / "store").as_uri()), "j").names()] == [3, 4, 5]
+
+
+def test_a_loss_scale_outlives_its_trainer(base: Any, root: Path) -> None:
+    shop = workshop(base, root)
+    work = shop.prepare(job(root), None)
+    finished(base, work, 1)
+    work.run.scale.value, work.run.scale.steps = 64.0, 3
+    shop.save(work, 1)
+    resumed = shop.resume(shop.prepare(job(root), None)).run.scale
+    assert (resumed.value, resumed.steps) == (64.0, 3)
