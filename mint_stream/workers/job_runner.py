@@ -105,6 +105,7 @@ class JobRunner:
         """Let go of every job after its step; nothing new begins."""
         self._stopping = True
         self._bus.commands.abandon()
+        self._bus.log.wake()
 
     async def run(self, job: TrainingJob) -> None:
         """Return when the job is terminal, here or elsewhere. Raises Released when this worker stops first."""

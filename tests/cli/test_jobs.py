@@ -118,6 +118,8 @@ async def test_a_watched_job_that_does_not_succeed_fails_the_command(
 
 async def test_every_option_is_in_the_record_that_trainers_read(command: Command, connection: Connection, topic_prefix: str, dataset: str):
     options = {
+        "--method": "dpo",
+        "--dpo-beta": 0.3,
         "--steps": 7,
         "--batch-size": 3,
         "--lr": 1e-3,
@@ -150,6 +152,7 @@ async def test_every_option_is_in_the_record_that_trainers_read(command: Command
         77,
     )
     assert (lora.rank, lora.alpha, lora.dropout, lora.use_rslora, lora.target_modules) == (5, 9.0, 0.25, True, ("q_proj", "v_proj"))
+    assert (job.method, how.dpo_beta) == ("dpo", 0.3)
     assert (job.seed, job.parent, job.publish_every_steps, job.checkpoint_every_steps, job.promotion) == (6, 2, 4, 3, "auto")
 
 
