@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 FIXED_ROWS = 512
 """Rows of every shared pass where products of other sizes differ: the cores are busy with them, and a small job alone is slowed little."""
-FLOORS = (4, 64, 128, 256)
+FLOORS = (4, 64, 128, 200, 256)
 """Numbers of rows that may be the smallest."""
 TRIED = (
     4,

@@ -20,7 +20,7 @@ def test_where_any_number_of_rows_is_right_passes_are_not_filled() -> None:
 
 
 def test_passes_are_filled_up_to_where_the_last_product_has_its_bits() -> None:
-    assert rows_for([otherwise_below(0), otherwise_below(130)], 2048) == Rows(256, 2048)
+    assert rows_for([otherwise_below(0), otherwise_below(130)], 2048) == Rows(200, 2048)
     assert rows_for([otherwise_below(60)], 100) == Rows(64, 100)
 
 
