@@ -112,14 +112,18 @@ class JobRunner:
         if await self._bus.log.current(job.job_id) is None:
             await self._report(job, 0).say("queued")
         try:
-            while (found := await self._standing(job)) != "over":
-                self._check_stopping(job)
-                if found == "held" or not self._may_begin(job):
-                    await self._bus.log.moved(self._terms.heartbeat_s)
-                elif await self._attempt(job):
-                    return
+            await self._until_terminal(job, await self._applicant(job))
         finally:
             self._give_up_seat(job)
+
+    async def _until_terminal(self, job: TrainingJob, applicant: Applicant) -> None:
+        while (found := await self._standing(job)) != "over":
+            self._check_stopping(job)
+            if found == "held":
+                self._give_up_seat(job)
+                await self._bus.log.moved(self._terms.heartbeat_s)
+            elif await self._seat(applicant) and await self._attempt(job, applicant):
+                return
 
     async def bury(self, value: bytes | None, error: MintError, state: JobState) -> None:
         """Say that a record is not worked on, if it names a job that has not begun (`rejected`) or not ended (`failed`)."""
@@ -135,16 +139,18 @@ class JobRunner:
         last = await self._bus.log.current(job.job_id)
         return standing(last, self._terms.worker_id, now_ms(), self._terms.silence_s * 1000)
 
-    def _may_begin(self, job: TrainingJob) -> bool:
-        """Whether the job has a seat, or needs none because it was cancelled or can have none."""
-        if self._bus.log.cancelled(job.job_id) is not None:
-            return True
-        seated = self._seats.take(self._applicant(job))
-        if seated:
-            self._bus.log.wake()  # for whoever is next in line now
-        return seated
+    async def _seat(self, job: Applicant) -> bool:
+        """A seat for the job. False when it had to wait: look again first, for it may be cancelled, over or another trainer's by now."""
+        waited = False
+        while not (self._stopping or self._bus.log.cancelled(job.job_id) or self._seats.take(job)):
+            waited = True
+            await self._bus.log.moved(self._terms.heartbeat_s)
+        self._bus.log.wake()  # for whoever is next in line now
+        return not waited
 
-    def _applicant(self, job: TrainingJob) -> Applicant:
+    async def _applicant(self, job: TrainingJob) -> Applicant:
+        if job.parent is not None:
+            await self._bus.catalog_current()
         parent = None if job.parent is None else self._bus.catalog.revision(job.adapter_id, job.parent)
         return Applicant(job.job_id, job.tenant, self._workshop.state_bytes(job, parent))
 
@@ -157,12 +163,13 @@ class JobRunner:
         while time.monotonic() < until_s and not self._stopping and not self._bus.log.cancelled(job.job_id):
             await self._bus.log.moved(min(self._terms.heartbeat_s, self._terms.store_wait_s))
 
-    async def _attempt(self, job: TrainingJob) -> bool:
+    async def _attempt(self, job: TrainingJob, applicant: Applicant) -> bool:
         """Work on a free job. True when it is terminal now, False when somebody else has it."""
         last = await self._bus.log.current(job.job_id)
         report = self._report(job, last.attempt if last else 0)
         try:
             self._check_cancelled(job)
+            self._seats.check(applicant)
             return await self._seated(job, report)
         except OwnershipLost as error:
             log.info("%s; watching it", error)
@@ -184,7 +191,6 @@ class JobRunner:
     async def _seated(self, job: TrainingJob, report: JobReport) -> bool:
         """Validate wholly, claim, then train under the attempt granted, with heartbeats."""
         self._check_stopping(job)
-        self._seats.check(self._applicant(job))
         work = await self._shop.run(self._workshop.prepare, job, await self._parent(job))
         self._check(job, report)
         report.attempt = await self._claims.take(job)

@@ -1,5 +1,6 @@
 """Which jobs are in training on one worker, and who comes next. Pure."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from mint_stream.errors import InvalidJob
@@ -43,10 +44,10 @@ class Seats:
 
     def take(self, job: Applicant) -> bool:
         """Sit down if it is the job's turn and there is room; otherwise it stands in line. Who never fits is let through to be told."""
-        if self._never_fits(job):
+        if self._never_fits(job) or job.job_id in self._seated:
             return True
         self._line.setdefault(job.job_id, job)
-        if self._next() != job.job_id or not self._fits(job):
+        if not self._fits(job) or self._next() != job.job_id:
             return False
         self._seated[job.job_id] = self._line.pop(job.job_id)
         return True
@@ -61,10 +62,8 @@ class Seats:
 
     def _next(self) -> str:
         """Of jobs whose tenants have equally few seats, the one that waited longest."""
-        return min(self._line.values(), key=lambda job: self._seats_of(job.tenant)).job_id
-
-    def _seats_of(self, tenant: str) -> int:
-        return sum(job.tenant == tenant for job in self._seated.values())
+        seats = Counter(job.tenant for job in self._seated.values())
+        return min(self._line.values(), key=lambda job: seats[job.tenant]).job_id
 
     def _fits(self, job: Applicant) -> bool:
         used = sum(seated.state_bytes for seated in self._seated.values())

@@ -59,7 +59,7 @@ def test_a_tenant_with_fewer_seats_goes_first_and_within_a_tenant_who_waited_lon
 def test_who_is_next_waits_for_memory_and_nobody_goes_before_it() -> None:
     seats = Seats(8, 10)
     first, large, small = Applicant("first", "a", 6), Applicant("large", "b", 8), Applicant("small", "b", 1)
-    assert [seats.take(job) for job in (first, large, small)] == [True, False, False]
+    assert [seats.take(job) for job in (first, large, small, first)] == [True, False, False, True]
     seats.leave("first")
     assert [seats.take(job) for job in (small, large, small)] == [False, True, True]
 
