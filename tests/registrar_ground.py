@@ -18,6 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.partitioner import murmur2_partition
 from mint_stream.bus.producer import Outgoing, Producer
+from mint_stream.bus.seat import Seat
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.bus.transactions import TransactionalProducer
 from mint_stream.catalog import Catalog
@@ -80,7 +81,7 @@ class Ground:
         member: str | None = None,
         **limits: float,
     ) -> Registrar:
-        place = Member(self.group or f"{self.prefix}-registrar", member, **limits)
+        place = Member(self.group or f"{self.prefix}-registrar", Seat(member), **limits)
         return Registrar(self.connection, self.topics, catalog, producers or self.open_producer, metrics or Metrics(), place)
 
     @asynccontextmanager

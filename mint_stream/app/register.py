@@ -45,7 +45,7 @@ class RegisterRole:
         await provision.verify(self._connection, ours, self._settings.pool_name)
         partitions = declared["adapter-commands"].partitions
         catalog = self._parts.enter_context(Catalog(self._workplace.path / "catalog", partitions))
-        member = Member(instance_id=self._workplace.worker_id)
+        member = Member(seat=self._workplace.seat())
         self._registrar = Registrar(self._connection, RegistrarTopics(partitions), catalog, self._producer, self._metrics, member)
         await self._registrar.start()
 

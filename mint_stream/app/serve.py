@@ -176,7 +176,7 @@ class ServeRole:
         pool = self._settings.pool_name
         lanes = [contracts.INFERENCE_REQUESTS.name(pool), contracts.INFERENCE_BATCH.name(pool)]
         limits = intake_limits(self._settings.serving)
-        intake = Intake(self._connection, lanes, f"serve-{pool}", DeadLetters(producer), limits, self._workplace.worker_id)
+        intake = Intake(self._connection, lanes, f"serve-{pool}", DeadLetters(producer), limits, self._workplace.seat())
         await intake.start()
         self._parts.push_async_callback(intake.stop)
         return intake

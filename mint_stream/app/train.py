@@ -153,7 +153,7 @@ class TrainRole:
         runner = JobRunner(bus, room, terms, self._metrics, self._after)
         limits = IntakeLimits(max_records=QUEUED_JOBS, takeovers_before_suspect=TAKEOVERS_BEFORE_SUSPECT)
         group, jobs = f"train-{pool}", contracts.TRAINING_JOBS.name(pool)
-        intake = Intake(self._connection, [jobs], group, DeadLetters(producer), limits, self._workplace.worker_id)
+        intake = Intake(self._connection, [jobs], group, DeadLetters(producer), limits, self._workplace.seat())
         self._readers = (catalog_reader, commands, log)
         self._worker = TrainingWorker(intake, runner, producer, self._topics["training-jobs"], terms, self._after)
         await intake.start()

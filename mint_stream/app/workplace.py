@@ -7,6 +7,8 @@ from itertools import count
 from pathlib import Path
 from typing import Self
 
+from mint_stream.bus.seat import Seat
+
 
 class Workplace:
     """Directory `<home>/<role>/<n>` held by this process; another process of the role gets the next n."""
@@ -14,6 +16,10 @@ class Workplace:
     def __init__(self, home: Path, role: str, worker_id: str | None = None) -> None:
         self.path, self._lock = _first_free(home / role)
         self.worker_id = worker_id or f"{role}-{socket.gethostname()}-{self.path.name}"
+
+    def seat(self) -> Seat:
+        """This worker's place in its group, remembered here beside what it has on disk."""
+        return Seat(self.worker_id, self.path / "partitions.json")
 
     def close(self) -> None:
         """Let another process have it."""

@@ -23,6 +23,7 @@ from mint_stream.bus.fetching import fetch
 from mint_stream.bus.handover import Handover
 from mint_stream.bus.liveness import Liveness
 from mint_stream.bus.outlet import IntakeLimits, Outlet
+from mint_stream.bus.seat import Seat
 from mint_stream.bus.tenancy import Tenancy
 from mint_stream.bus.tenure import Tenure
 from mint_stream.errors import BusUnavailable, MintError, PoisonRecord
@@ -48,14 +49,14 @@ class Intake:
         group: str,
         dead_letters: DeadLetters,
         limits: IntakeLimits | None = None,
-        group_instance_id: str | None = None,
+        seat: Seat | None = None,
     ) -> None:
         self.group = group
         self.topics = tuple(topics)
         self.limits = limits or IntakeLimits()
         self.on_condemned: Callable[[Delivery, MintError], Awaitable[None]] | None = None
         self._connection = connection
-        self._instance = group_instance_id
+        self._seat = seat or Seat()
         self._dead_letters = dead_letters
         self._outlet = Outlet(self.limits, self._make, self._send, self._bury)
         self._queue: asyncio.Queue[tuple[Tenure, Delivery] | None] = asyncio.Queue()
@@ -87,7 +88,7 @@ class Intake:
     async def stop(self, failed: bool = False) -> None:
         """Commit and disconnect; open work becomes stale. `failed`: the work itself ends this worker: a takeover for its successor.
 
-        A member without a `group_instance_id` leaves the group, and the others have its partitions at once. One with it does not: its
+        A member without a static seat leaves the group, and the others have its partitions at once. One with it does not: its
         partitions wait `session_timeout_s` for its next process, so that a restart moves nothing, and stand still for so long otherwise."""
         if self._consumer is None:
             return
@@ -165,7 +166,8 @@ class Intake:
         session_ms = int(self.limits.session_timeout_s * 1000)
         return AIOKafkaConsumer(
             group_id=self.group,
-            group_instance_id=self._instance,
+            group_instance_id=self._seat.instance_id,
+            partition_assignment_strategy=self._seat.assignors(self._generation),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
@@ -176,6 +178,9 @@ class Intake:
             fetch_max_wait_ms=_POLL_MS,
             **self._connection.options(),
         )
+
+    def _generation(self) -> int:
+        return int(self._consumer._coordinator.generation)  # aiokafka has no public accessor
 
     async def _disconnect(self) -> None:
         await self._consumer.stop()

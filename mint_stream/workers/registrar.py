@@ -8,7 +8,7 @@ and after any failure of a transaction its producer and state are thrown away an
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -19,6 +19,7 @@ from mint_stream.bus.connection import Connection, failure
 from mint_stream.bus.fetching import fetch
 from mint_stream.bus.handover import committed_offsets
 from mint_stream.bus.liveness import Liveness
+from mint_stream.bus.seat import Seat
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.bus.topic_facts import topic_facts
 from mint_stream.bus.transactions import TransactionalProducer
@@ -47,10 +48,10 @@ OpenProducer = Callable[[int], TransactionalProducer]
 
 @dataclass(frozen=True)
 class Member:
-    """A place in the registrars' group. Under a stable `instance_id` a restarted process has its partitions back at once."""
+    """A place in the registrars' group. In a static seat a restarted process has its partitions back at once."""
 
     group: str = "registrar"
-    instance_id: str | None = None
+    seat: Seat = field(default_factory=Seat)
     session_timeout_s: float = 10.0
     """A member silent for so long loses its partitions."""
     stuck_after_s: float = 60.0
@@ -96,7 +97,8 @@ class Registrar:
         await self._bases_reader.caught_up()
         self._consumer = AIOKafkaConsumer(
             group_id=self._member.group,
-            group_instance_id=self._member.instance_id,
+            group_instance_id=self._member.seat.instance_id,
+            partition_assignment_strategy=self._member.seat.assignors(self._generation),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
@@ -260,6 +262,9 @@ class Registrar:
         if pool not in self._bases.first:
             await self._bases_reader.caught_up()
         return self._bases.first.get(pool)
+
+    def _generation(self) -> int:
+        return int(self._consumer._coordinator.generation)  # aiokafka has no public accessor
 
     def _moving(self) -> list[TopicPartition]:
         return [self._commands(number) for number in self.owned]

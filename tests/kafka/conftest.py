@@ -12,6 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from mint_stream.bus.dead_letters import DeadLetters
 from mint_stream.bus.intake import Intake, IntakeLimits
 from mint_stream.bus.producer import Outgoing, Producer
+from mint_stream.bus.seat import Seat
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,7 @@ async def make_intake(connection, producer):
 
     async def make(topic: str, group: str = "", instance: str | None = None, **limits) -> Intake:
         given = {"commit_interval_s": 0.05, "session_timeout_s": 6.0} | limits
-        intake = Intake(connection, [topic], group or topic, DeadLetters(producer), IntakeLimits(**given), instance)
+        intake = Intake(connection, [topic], group or topic, DeadLetters(producer), IntakeLimits(**given), Seat(instance))
         made.append(intake)
         await intake.start()
         return intake

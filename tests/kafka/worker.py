@@ -11,6 +11,7 @@ from mint_stream.bus.connection import Connection
 from mint_stream.bus.dead_letters import DeadLetters
 from mint_stream.bus.intake import Delivery, Intake, IntakeLimits
 from mint_stream.bus.producer import Outgoing, Producer
+from mint_stream.bus.seat import Seat
 
 
 def say(line: str) -> None:
@@ -34,7 +35,7 @@ async def main(bootstrap: str, topic: str, results: str, instance: str, takeover
     producer = Producer(connection, "worker")
     await producer.start()
     limits = IntakeLimits(takeovers_before_suspect=int(takeovers), commit_interval_s=0.05, session_timeout_s=6.0)
-    async with Intake(connection, [topic], topic, DeadLetters(producer), limits, instance) as intake:
+    async with Intake(connection, [topic], topic, DeadLetters(producer), limits, Seat(instance)) as intake:
         say("ready")
         tasks = [asyncio.create_task(work(delivery, producer, results)) async for delivery in intake]
         await asyncio.gather(*tasks)
