@@ -18,6 +18,7 @@ from mint_stream.bus.dead_letters import DeadLetters
 from mint_stream.bus.intake import Intake, IntakeLimits
 from mint_stream.bus.partitioner import murmur2_partition
 from mint_stream.bus.producer import Outgoing, Producer, RecordPosition
+from mint_stream.bus.seat import Seat
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.cache.device import DeviceTier
 from mint_stream.cache.disk import DiskTier
@@ -79,6 +80,7 @@ class Desk:
     limits: IntakeLimits | None = None
     disk: DiskTier | None = None
     shares: TenantShares = field(default_factory=lambda: TenantShares(10_000, 1.0))
+    seat: Seat | None = None
     _results: dict[str, list[InferenceResult]] = field(default_factory=dict)
     _buried: list[LogRecord] = field(default_factory=list)
     _commands: list[Quarantine] = field(default_factory=list)
@@ -120,7 +122,7 @@ class Desk:
         identity = Identity("desk", BASE.base_digest, contracts.INFERENCE_BATCH.name(self.pool))
         self.leasing = Leasing(self.loader, self.metrics, previous_in(self.catalog))
         completer = Completer(self.engine, self.leasing, admission, answers, self.cancellations, identity)
-        self.intake = Intake(self.connection, self.lanes, f"serve-{self.pool}", DeadLetters(self.producer), self.limits)
+        self.intake = Intake(self.connection, self.lanes, f"serve-{self.pool}", DeadLetters(self.producer), self.limits, self.seat)
         self.tallies = CanaryTallies(self.catalog)
         lanes = Lanes(self.producer, self.pool, self.shares, default_deadline_s=30)
         consequences = Consequences(QuarantineReports(self.producer), lanes, self.tallies)

@@ -80,9 +80,9 @@ def test_a_seat_of_nobody_is_not_static_and_is_like_no_other() -> None:
     assert (Seat("a").instance_id, Seat("a", static=False).instance_id, Seat("a", static=False).name) == ("a", None, "a")
 
 
-SAID = st.binary() | st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)).map(
-    lambda value: json.dumps(value).encode()
-)
+SAID = st.binary() | st.recursive(
+    st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+).map(lambda value: json.dumps(value).encode())
 GIVEN = st.fixed_dictionaries({"given": st.dictionaries(st.sampled_from(sorted(TOPICS)), st.lists(st.integers() | st.text()))})
 
 
