@@ -1,11 +1,12 @@
 """`mint-stream bench NAME`: measurements that say on which machine and with which versions they were made."""
 
+import asyncio
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from mint_stream.cli.options import AsJson, BaseName, Home, settings_from
+from mint_stream.cli.options import AsJson, BaseName, Bootstrap, Home, settings_from
 from mint_stream.cli.output import print_json, print_table
 
 bench = typer.Typer(no_args_is_help=True, help="Measure this machine, the baseline beside it.")
@@ -123,6 +124,28 @@ def batcher(
     columns = ("adapters", *(f"{name}, µs a step" for name in next(iter(sizes.values()))))
     print_table(columns, [(known, *(f"{value:.1f}" for value in values.values())) for known, values in sizes.items()])
     return print_table((), [(name, value) for part in ("workload", "machine", "versions") for name, value in found[part].items()])
+
+
+@bench.command()
+def consistency(
+    publishes: Annotated[int, typer.Option(min=1, help="Revisions announced, over all adapters.")] = 1000,
+    adapters: Annotated[int, typer.Option(min=1, help="Adapters, each with a publisher of its own.")] = 20,
+    workers: Annotated[int, typer.Option(min=1, help="Serving workers without a model, of one pool.")] = 2,
+    bootstrap: Bootstrap = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish under load and check every answer: none older than asked for, none of two revisions, no error. Exit code 1 when one is."""
+    from mint_stream.bench.consistency import Load, run
+
+    found = asyncio.run(run(settings_from(bootstrap), Load(publishes, adapters, workers)))
+    if as_json:
+        print_json(found)
+    else:
+        counted = [(name, found[name]) for name in ("publishes", "moves", "requests")]
+        facts = [(name, value) for part in ("answers_by_worker", "machine", "versions") for name, value in found[part].items()]
+        print_table((), [*counted, *found["findings"].items(), ("seconds", f"{found['seconds']:.1f}"), *facts])
+    if any(found["findings"].values()):
+        raise typer.Exit(1)
 
 
 @bench.command()
