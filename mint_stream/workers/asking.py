@@ -16,7 +16,6 @@ from mint_stream.workers.open_trials import OpenTrial
 log = logging.getLogger(__name__)
 
 TENANT = "mint-stream-evaluate"
-_SPREAD = 256
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Asking:
     async def answers(self, of: OpenTrial, number: int, items: Sequence[Item], purpose: str) -> tuple[str | None, ...]:
         """What the revision says to each item; None where it answered by an error."""
         requests = [self._request(of, number, place, item, purpose) for place, item in enumerate(items)]
-        asked = [asyncio.create_task(self._answer(of, request, place)) for place, request in enumerate(requests)]
+        asked = [asyncio.create_task(self._answer(of, request)) for request in requests]
         try:
             return tuple(await asyncio.gather(*asked))
         finally:
@@ -61,10 +60,10 @@ class Asking:
             **item.question,
         )
 
-    async def _answer(self, of: OpenTrial, request: InferenceRequest, place: int) -> str | None:
+    async def _answer(self, of: OpenTrial, request: InferenceRequest) -> str | None:
         for _ in range(self._limits.tries):
             async with self._room:
-                result = await self._insisted(of, request, f"{of.adapter_id}#{place // _SPREAD}")
+                result = await self._insisted(of, request)
             if result.error is None:
                 return result.text or ""
             log.info("no answer request_id=%s code=%s", request.request_id, result.error.code)
@@ -72,13 +71,13 @@ class Asking:
                 return None
         return None
 
-    async def _insisted(self, of: OpenTrial, request: InferenceRequest, key: str) -> InferenceResult:
+    async def _insisted(self, of: OpenTrial, request: InferenceRequest) -> InferenceResult:
         """A pool that is away is waited for: its silence says nothing about the candidate."""
         while True:
             late = round((time.time() + self._limits.timeout_s) * 1000)
             try:
                 return await self._replies.ask(
-                    of.pool, request.model_copy(update={"deadline_at_ms": late}), self._limits.timeout_s, INFERENCE_BATCH, key
+                    of.pool, request.model_copy(update={"deadline_at_ms": late}), self._limits.timeout_s, INFERENCE_BATCH
                 )
             except ReplyTimeout as error:
                 log.warning("trial %s waits for pool %s: %s", of.trial.trial_id, of.pool, error)

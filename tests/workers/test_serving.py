@@ -160,6 +160,23 @@ async def test_a_canarys_share_is_answered_by_it_and_says_so(desk: Desk) -> None
     assert {by and by.spread for by in (pinned.served_by, *served.values())} == {3}, "and how wide its adapter is spread"
 
 
+async def test_what_is_in_flight_when_production_moves_ends_on_the_revision_it_began_with(desk: Desk) -> None:
+    first = desk.publish("a", random_weights())
+    second = desk.publish("b", random_weights(seed=2)).model_copy(update={"adapter_id": "a", "number": 2})
+    desk.engine.pause()
+    in_flight = await desk.ask("x", adapter="a")
+    while desk.engine.load.waiting == 0:
+        await asyncio.sleep(0.01)
+    desk.write(second)
+    afterwards, pinned = await desk.ask("x", adapter="a"), await desk.ask("x", adapter="a@1")
+    while desk.engine.load.waiting < 3:
+        await asyncio.sleep(0.01)
+    desk.engine.resume()
+    served = [(await desk.result(request_id)).served_by for request_id in (in_flight, afterwards, pinned)]
+    told = [(by.number, by.revision_digest) for by in served if by is not None]
+    assert told == [(1, first.digest), (2, second.digest), (1, first.digest)]
+
+
 async def test_a_prompt_longer_than_the_context_is_refused(desk: Desk) -> None:
     assert await code_of(desk, await desk.ask("x" * CONTEXT_TOKENS)) == "prompt-too-long"
     await neighbours_are_answered(desk)
