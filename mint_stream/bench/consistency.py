@@ -14,17 +14,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
-from mint_stream.adapter import AdapterBlock
+from mint_stream.adapter import AdapterWeights
 from mint_stream.app.local_system import LocalSystem
 from mint_stream.app.measure import machine, versions
 from mint_stream.bench.history import Answered, Asked, Findings, Published, check
-from mint_stream.bench.witness import Site, base_of, made, witness_of, witness_worker
+from mint_stream.bench.witness import PROMPT, WITNESS_TOKENS, Hashes, Site, Witnesses, witness_worker
+from mint_stream.bench.witness_model import Models
 from mint_stream.client import Client
 from mint_stream.client.connect import connection_from
 from mint_stream.errors import BrokerFailed, ReplyTimeout
 from mint_stream.messages.adapters import Manifest
 from mint_stream.messages.inference import InferenceRequest, InferenceResult, Sampling
 from mint_stream.messages.shared import CatalogPosition
+from mint_stream.model.base import load_base
+from mint_stream.model.pull import resolve_base
 from mint_stream.settings import Settings
 from mint_stream.store import Store
 
@@ -49,7 +52,7 @@ class Load:
 class Recorder:
     """What happens, as it happens."""
 
-    def __init__(self, client: Client, store: Store, name: str) -> None:
+    def __init__(self, client: Client, store: Store, witnesses: Witnesses, name: str) -> None:
         self.published: list[Published] = []
         self.asked: list[Asked] = []
         self.answered: list[Answered] = []
@@ -57,7 +60,9 @@ class Recorder:
         self._store = store
         self._name = name
         self._seats = asyncio.Semaphore(AT_ONCE)
-        self._base_digest = base_of(client.pool).base_digest
+        self._witnesses = witnesses
+        self._base_digest = witnesses.base(client.pool).base_digest
+        self.reused_tokens = 0
         self._partitions: dict[str, int] = {}
 
     def findings(self) -> Findings:
@@ -91,7 +96,9 @@ class Recorder:
         questions.create_task(self._ask(last.adapter_id, older.offset, pinned=older.number))
 
     async def _announce(self, adapter_id: str, seed: int) -> Published:
-        manifest, witness = await asyncio.to_thread(self._stored, seed)
+        weights = self._witnesses.made(seed)
+        witness = str(await self._witnesses.testimony(weights))
+        manifest = await asyncio.to_thread(self._stored, weights)
         event = await self._client.announce(adapter_id, manifest, promotion="auto", timeout_s=TIMEOUT_S)
         assert event.type == "revision-announced"
         assert event.catalog_position is not None
@@ -103,13 +110,11 @@ class Recorder:
         assert event.catalog_position is not None
         return self._noted(event.catalog_position, to.adapter_id, to.number, to.digest, to.witness)
 
-    def _stored(self, seed: int) -> tuple[Manifest, str]:
-        weights = made(seed)
+    def _stored(self, weights: AdapterWeights) -> Manifest:
         files, targets = weights.to_peft(), weights.targets()
-        manifest = self._store.put_revision(
+        return self._store.put_revision(
             files, digest=weights.digest, base_digest=self._base_digest, targets=targets, parameters=weights.parameters
         )
-        return manifest, str(witness_of(AdapterBlock.build(weights)))
 
     def _noted(self, position: CatalogPosition, adapter_id: str, number: int, digest: str, witness: str) -> Published:
         self._partitions[adapter_id] = position.partition
@@ -121,8 +126,8 @@ class Recorder:
             request = InferenceRequest(
                 request_id=uuid4().hex,
                 adapter=adapter_id if pinned is None else f"{adapter_id}@{pinned}",
-                prompt="who answers?",
-                sampling=Sampling(max_tokens=16),
+                prompt=PROMPT,
+                sampling=Sampling(max_tokens=WITNESS_TOKENS, ignore_eos=True),
                 min_catalog_position=CatalogPosition(partition=self._partitions[adapter_id], offset=offset),
             )
             self.asked.append(Asked(request.request_id, adapter_id, time.monotonic(), offset, pinned))
@@ -131,6 +136,7 @@ class Recorder:
             except ReplyTimeout:
                 return
             self.answered.append(_answered(result, time.monotonic()))
+            self.reused_tokens += result.usage.reused_tokens if result.usage else 0
 
 
 def _answered(result: InferenceResult, at: float) -> Answered:
@@ -147,7 +153,7 @@ async def measure(site: Site, load: Load) -> dict[str, Any]:
         for number in range(load.workers):
             await parts.enter_async_context(witness_worker(site, f"worker-{number + 1}"))
         client = await parts.enter_async_context(Client(site.connection, site.pool, name="mint-stream/bench"))
-        recorder = Recorder(client, Store(site.store_uri), f"consistency-{uuid4().hex[:8]}")
+        recorder = Recorder(client, Store(site.store_uri), site.witnesses, f"consistency-{uuid4().hex[:8]}")
         begun = time.perf_counter()
         await recorder.publish_all(load)
         seconds = time.perf_counter() - begun
@@ -162,6 +168,8 @@ def _report(load: Load, recorder: Recorder, seconds: float) -> dict[str, Any]:
         "publishes": load.publishes,
         "moves": len(recorder.published),
         "requests": len(recorder.asked),
+        "distinct_witnesses": len({move.witness for move in recorder.published}),
+        "reused_prompt_tokens": recorder.reused_tokens,
         "answers_by_worker": dict(sorted(Counter(answer.worker_id for answer in recorder.answered).items())),
         "findings": findings.counts,
         "first_findings": {kind: list(found[:SENTENCES]) for kind, found in vars(findings).items() if found},
@@ -170,17 +178,23 @@ def _report(load: Load, recorder: Recorder, seconds: float) -> dict[str, Any]:
     }
 
 
-async def run(settings: Settings, load: Load) -> dict[str, Any]:
-    """The same on a broker and a registrar of the benchmark's own, or on the user's Kafka. Raises BrokerFailed."""
+async def run(settings: Settings, load: Load, with_model: bool = False) -> dict[str, Any]:
+    """The same on a broker and a registrar of the benchmark's own, or on the user's Kafka. Raises BrokerFailed, BaseUnusable."""
     async with AsyncExitStack() as parts:
+        witnesses: Witnesses = await parts.enter_async_context(await _models(settings)) if with_model else Hashes()
         room = Path(parts.enter_context(TemporaryDirectory(prefix="mint-bench-")))
         system = LocalSystem(_in_room(settings, room), {"register": 1}, lambda _: None)
         parts.push_async_callback(system.stop)
         await system.start()
         if not await system.ready():
             raise BrokerFailed(f"the system of the benchmark did not start: {system.given_up}")
-        site = Site(connection_from(system.settings), system.settings.pool_name, (room / "store").as_uri(), room)
+        site = Site(connection_from(system.settings), system.settings.pool_name, (room / "store").as_uri(), room, witnesses)
         return await measure(site, load)
+
+
+async def _models(settings: Settings) -> Models:
+    path = await asyncio.to_thread(resolve_base, settings.base, settings.home)
+    return Models(await asyncio.to_thread(load_base, path))
 
 
 def _in_room(settings: Settings, room: Path) -> Settings:

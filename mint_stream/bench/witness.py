@@ -1,18 +1,20 @@
-"""Serving workers without a model: an answer's tokens are a hash of the adapter it was computed with, so an answer testifies to its bytes.
+"""Serving workers whose answers testify to the adapter they were made with. Without a model an answer is a hash of the adapter's bytes.
 
-All else is the serving worker's own: intake, catalog, admission, tiers, leases, results.
+All but the engine is the serving worker's own: intake, catalog, admission, tiers, leases, results.
 """
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from mint_stream import contracts
-from mint_stream.adapter import AdapterBlock, AdapterWeights
+from mint_stream.adapter import AdapterBlock, AdapterWeights, LayerShape
 from mint_stream.app.catalog_copy import current_catalog
+from mint_stream.bench.workload import drawn_adapter
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.dead_letters import DeadLetters
 from mint_stream.bus.intake import Intake
@@ -23,11 +25,10 @@ from mint_stream.cache.host import HostTier
 from mint_stream.cache.loader import Loader
 from mint_stream.cache.source import AdapterSource
 from mint_stream.catalog import Catalog
-from mint_stream.engine.generation import Completion, Generation, OnText
+from mint_stream.engine.generation import Completion, Generation, GenerationEngine, OnText
 from mint_stream.engine.null import EchoEngine
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.inference import InferenceRequest
-from mint_stream.messages.training import LoraSettings
 from mint_stream.metrics import Metrics
 from mint_stream.store import Store
 from mint_stream.workers.admission import Admission, AdmissionLimits
@@ -43,45 +44,76 @@ from mint_stream.workers.quarantine import QuarantineReports
 from mint_stream.workers.serving import ServingWorker
 from mint_stream.workers.shares import TenantShares
 
-LAYERS: dict[str, tuple[int, int]] = {f"model.layers.{layer}.self_attn.q_proj": (16, 16) for layer in range(2)}
-TIER_BYTES = 64 * 1024
-"""Fewer than all adapters of a run: revisions are evicted and loaded again while others take their place."""
+TIER_ADAPTERS = 24
+"""So many fit a tier, fewer than a run makes: revisions are evicted and loaded again while others take their place."""
 WITNESS_TOKENS = 8
+PROMPT = "Which revision of which adapter answers this, and with which of all the bytes?"
+"""Everybody's: what one revision computed of it would be there for the next."""
 ENGINE_S = 0.005
 """What an answer takes, so that requests are under way while aliases move."""
 _WAIT_S = 60.0
 
 
-def made(seed: int) -> AdapterWeights:
-    """An adapter of these layers like no other."""
-    fresh = AdapterWeights.fresh(LoraSettings(rank=2), LAYERS, seed, output_head=None)
-    layers = {path: replace(layer, B=layer.A.T.contiguous()) for path, layer in fresh.layers.items()}
-    return AdapterWeights(layers=layers, config=fresh.config)
+class Witnesses(Protocol):
+    """Adapters, and engines whose answers tell which of them they were made with."""
+
+    layers: Mapping[str, LayerShape]
+
+    def base(self, pool: str) -> PoolBase:
+        """The base these adapters are of."""
+        ...
+
+    def made(self, seed: int) -> AdapterWeights:
+        """An adapter like no other."""
+        ...
+
+    def engine(self) -> GenerationEngine:
+        """A worker's engine."""
+        ...
+
+    async def testimony(self, weights: AdapterWeights) -> tuple[int, ...]:
+        """The tokens of every right answer that is made with this adapter."""
+        ...
 
 
-def base_of(pool: str) -> PoolBase:
-    """The base that these adapters are of."""
-    digest = hashlib.sha256(b"witness").hexdigest()
-    targets = made(0).targets()
-    return PoolBase(
-        pool=pool, base_digest=digest, architecture="Witness", context_tokens=4096, vocabulary_tokens=256, targets=targets, max_rank=2
-    )
+class Hashes:
+    """Nothing is computed: an answer is a hash of the bytes that were resident when it was made."""
+
+    layers: Mapping[str, LayerShape] = {f"model.layers.{layer}.self_attn.q_proj": (16, 16) for layer in range(2)}
+
+    def base(self, pool: str) -> PoolBase:
+        """A base that does not exist."""
+        digest, targets = hashlib.sha256(b"witness").hexdigest(), self.made(0).targets()
+        return PoolBase(
+            pool=pool, base_digest=digest, architecture="Witness", context_tokens=4096, vocabulary_tokens=256, targets=targets, max_rank=2
+        )
+
+    def made(self, seed: int) -> AdapterWeights:
+        """Random numbers."""
+        return drawn_adapter(dict.fromkeys(self.layers, (16, 16)), 2, seed, output_head=None)
+
+    def engine(self) -> GenerationEngine:
+        """The null engine, which takes a moment."""
+        return HashingEngine()
+
+    async def testimony(self, weights: AdapterWeights) -> tuple[int, ...]:
+        """The hash of its block."""
+        return hash_of(AdapterBlock.build(weights))
 
 
-def witness_of(block: AdapterBlock) -> tuple[int, ...]:
-    """The tokens of every answer that is computed with this block."""
+def hash_of(block: AdapterBlock) -> tuple[int, ...]:
+    """Tokens that are another block's by chance alone."""
     return tuple(hashlib.sha256(block.flat.contiguous().numpy().tobytes()).digest()[:WITNESS_TOKENS])
 
 
-class WitnessEngine(EchoEngine):
-    """Answers with the witness of the adapter."""
+class HashingEngine(EchoEngine):
+    """Answers with the hash of the adapter."""
 
     async def run(self, generation: Generation, on_text: OnText | None = None) -> Completion:
-        """As EchoEngine; the tokens say which bytes were resident when the answer was made."""
+        """As EchoEngine, with other tokens."""
         done = await super().run(generation, on_text)
         await asyncio.sleep(ENGINE_S)
-        tokens = witness_of(generation.adapter) if generation.adapter is not None else done.tokens
-        return replace(done, tokens=tokens, text="")
+        return replace(done, tokens=hash_of(generation.adapter) if generation.adapter is not None else done.tokens, text="")
 
 
 class BytePrompts:
@@ -100,6 +132,7 @@ class Site:
     pool: str
     store_uri: str
     room: Path
+    witnesses: Witnesses
 
 
 @asynccontextmanager
@@ -109,12 +142,15 @@ async def witness_worker(site: Site, name: str) -> AsyncIterator[None]:
         producer = Producer(site.connection, source=name)
         await producer.start()
         parts.push_async_callback(producer.stop)
-        base = await found_pool(site.connection, producer, base_of(site.pool))
+        base = await found_pool(site.connection, producer, site.witnesses.base(site.pool))
         count = await producer.partitions(contracts.ADAPTER_REVISIONS)
         revisions = contracts.ADAPTER_REVISIONS.model_copy(update={"partitions": count})
         catalog, _ = await parts.enter_async_context(current_catalog(site.connection, site.room / name, revisions))
         replies = await producer.partitions(contracts.INFERENCE_REPLIES)
-        worker, intake = _assembled(site, name, base, catalog, producer, replies, parts)
+        engine = site.witnesses.engine()
+        await engine.start()
+        parts.push_async_callback(engine.stop)
+        worker, intake = _assembled(site, name, base, catalog, producer, replies, engine, parts)
         await intake.start()
         running = asyncio.create_task(worker.run())
         try:
@@ -126,16 +162,24 @@ async def witness_worker(site: Site, name: str) -> AsyncIterator[None]:
 
 
 def _assembled(
-    site: Site, name: str, base: PoolBase, catalog: Catalog, producer: Producer, replies: int, parts: AsyncExitStack
+    site: Site,
+    name: str,
+    base: PoolBase,
+    catalog: Catalog,
+    producer: Producer,
+    replies: int,
+    engine: GenerationEngine,
+    parts: AsyncExitStack,
 ) -> tuple[ServingWorker, Intake]:
     metrics, interruptions = Metrics(), Interruptions()
-    source = AdapterSource(Store(site.store_uri), LAYERS, base.max_rank)
-    leasing = Leasing(Loader(source, HostTier(TIER_BYTES), DeviceTier(TIER_BYTES)), metrics, previous_in(catalog))
+    tier_bytes = TIER_ADAPTERS * AdapterBlock.build(site.witnesses.made(0)).nbytes
+    source = AdapterSource(Store(site.store_uri), site.witnesses.layers, base.max_rank)
+    leasing = Leasing(Loader(source, HostTier(tier_bytes), DeviceTier(tier_bytes)), metrics, previous_in(catalog))
     parts.push_async_callback(leasing.close)
     admission = Admission(catalog, BytePrompts(), base, AdmissionLimits(base.context_tokens, _WAIT_S, _WAIT_S))
     answers = Answers(producer, replies)
     identity = Identity(name, base.base_digest, contracts.INFERENCE_BATCH.name(site.pool))
-    completer = Completer(WitnessEngine(), leasing, admission, answers, Cancellations(interruptions.cancel, _WAIT_S), identity)
+    completer = Completer(engine, leasing, admission, answers, Cancellations(interruptions.cancel, _WAIT_S), identity)
     lanes = [lane.name(site.pool) for lane in (contracts.INFERENCE_REQUESTS, contracts.INFERENCE_BATCH)]
     intake = Intake(site.connection, lanes, f"serve-{site.pool}", DeadLetters(producer), seat=Seat(name, static=False))
     moving = Lanes(producer, site.pool, TenantShares(10_000, 1.0), _WAIT_S)

@@ -130,18 +130,23 @@ def batcher(
 def consistency(
     publishes: Annotated[int, typer.Option(min=1, help="Revisions announced, over all adapters.")] = 1000,
     adapters: Annotated[int, typer.Option(min=1, help="Adapters, each with a publisher of its own.")] = 20,
-    workers: Annotated[int, typer.Option(min=1, help="Serving workers without a model, of one pool.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Serving workers of one pool.")] = 2,
+    with_model: Annotated[
+        bool, typer.Option("--with-model", help="The base computes, and reuses prefixes; else only Kafka and tiers.")
+    ] = False,
+    base: BaseName = None,
+    home: Home = None,
     bootstrap: Bootstrap = None,
     as_json: AsJson = False,
 ) -> None:
     """Publish under load and check every answer: none older than asked for, none of two revisions, no error. Exit code 1 when one is."""
     from mint_stream.bench.consistency import Load, run
 
-    found = asyncio.run(run(settings_from(bootstrap), Load(publishes, adapters, workers)))
+    found = asyncio.run(run(settings_from(bootstrap, base=base, home=home), Load(publishes, adapters, workers), with_model))
     if as_json:
         print_json(found)
     else:
-        counted = [(name, found[name]) for name in ("publishes", "moves", "requests")]
+        counted = [(name, found[name]) for name in ("publishes", "moves", "requests", "distinct_witnesses", "reused_prompt_tokens")]
         facts = [(name, value) for part in ("answers_by_worker", "machine", "versions") for name, value in found[part].items()]
         print_table((), [*counted, *found["findings"].items(), ("seconds", f"{found['seconds']:.1f}"), *facts])
     if any(found["findings"].values()):
