@@ -36,6 +36,8 @@ BACK_EVERY = 8
 """After so many announces production moves back to an older revision, and the next announce moves it on."""
 WIDE = 4
 """Every second adapter is spread over so many partitions, so that several workers answer for it."""
+LAG_S = 0.05
+"""Each worker's catalog is so much later than the one before it; who asks for a position has to be made to wait."""
 TIMEOUT_S = 60.0
 SENTENCES = 5
 
@@ -151,7 +153,7 @@ async def measure(site: Site, load: Load) -> dict[str, Any]:
     """Run the load against workers of `site`, whose topics and registrar are there already."""
     async with AsyncExitStack() as parts:
         for number in range(load.workers):
-            await parts.enter_async_context(witness_worker(site, f"worker-{number + 1}"))
+            await parts.enter_async_context(witness_worker(site, f"worker-{number + 1}", number * LAG_S))
         client = await parts.enter_async_context(Client(site.connection, site.pool, name="mint-stream/bench"))
         recorder = Recorder(client, Store(site.store_uri), site.witnesses, f"consistency-{uuid4().hex[:8]}")
         begun = time.perf_counter()
@@ -163,7 +165,7 @@ async def measure(site: Site, load: Load) -> dict[str, Any]:
 def _report(load: Load, recorder: Recorder, seconds: float) -> dict[str, Any]:
     findings = recorder.findings()
     return {
-        "workload": vars(load),
+        "workload": {**vars(load), "lag_s": LAG_S},
         "seconds": seconds,
         "publishes": load.publishes,
         "moves": len(recorder.published),

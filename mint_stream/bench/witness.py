@@ -5,7 +5,8 @@ All but the engine is the serving worker's own: intake, catalog, admission, tier
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Protocol
 
 from mint_stream import contracts
 from mint_stream.adapter import AdapterBlock, AdapterWeights, LayerShape
-from mint_stream.app.catalog_copy import current_catalog
 from mint_stream.bench.workload import drawn_adapter
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.dead_letters import DeadLetters
 from mint_stream.bus.intake import Intake
 from mint_stream.bus.producer import Producer
 from mint_stream.bus.seat import Seat
+from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.cache.device import DeviceTier
 from mint_stream.cache.host import HostTier
 from mint_stream.cache.loader import Loader
@@ -135,17 +136,51 @@ class Site:
     witnesses: Witnesses
 
 
+class Behind:
+    """A catalog that is told of everything `lag_s` later, in order: a worker that is behind the others."""
+
+    def __init__(self, catalog: Catalog, lag_s: float) -> None:
+        self._catalog = catalog
+        self._lag_s = lag_s
+        self._coming: asyncio.Queue[tuple[float, int, Sequence[LogRecord], int]] = asyncio.Queue()
+
+    def apply(self, partition: int, records: Sequence[LogRecord], next_offset: int) -> None:
+        """Take note of records for later."""
+        self._coming.put_nowait((time.monotonic() + self._lag_s, partition, records, next_offset))
+
+    async def run(self) -> None:
+        """Apply what is due, for ever."""
+        while True:
+            due_s, partition, records, next_offset = await self._coming.get()
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            self._catalog.apply(partition, records, next_offset)
+
+
 @asynccontextmanager
-async def witness_worker(site: Site, name: str) -> AsyncIterator[None]:
-    """A worker that serves until the block ends. Raises BusUnavailable, BaseConflict."""
+async def _lagging(site: Site, path: Path, partitions: int, lag_s: float) -> AsyncIterator[Catalog]:
+    with Catalog(path, partitions) as catalog:
+        behind = Behind(catalog, lag_s)
+        reader = LogReader(site.connection, contracts.ADAPTER_REVISIONS.name(), behind.apply)
+        await reader.start()
+        applying = asyncio.create_task(behind.run())
+        try:
+            yield catalog
+        finally:
+            await reader.stop()
+            applying.cancel()
+            await asyncio.gather(applying, return_exceptions=True)
+
+
+@asynccontextmanager
+async def witness_worker(site: Site, name: str, lag_s: float) -> AsyncIterator[None]:
+    """A worker that serves until the block ends, its catalog `lag_s` behind. Raises BusUnavailable, BaseConflict."""
     async with AsyncExitStack() as parts:
         producer = Producer(site.connection, source=name)
         await producer.start()
         parts.push_async_callback(producer.stop)
         base = await found_pool(site.connection, producer, site.witnesses.base(site.pool))
         count = await producer.partitions(contracts.ADAPTER_REVISIONS)
-        revisions = contracts.ADAPTER_REVISIONS.model_copy(update={"partitions": count})
-        catalog, _ = await parts.enter_async_context(current_catalog(site.connection, site.room / name, revisions))
+        catalog = await parts.enter_async_context(_lagging(site, site.room / name, count, lag_s))
         replies = await producer.partitions(contracts.INFERENCE_REPLIES)
         engine = site.witnesses.engine()
         await engine.start()

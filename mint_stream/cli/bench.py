@@ -131,9 +131,7 @@ def consistency(
     publishes: Annotated[int, typer.Option(min=1, help="Revisions announced, over all adapters.")] = 1000,
     adapters: Annotated[int, typer.Option(min=1, help="Adapters, each with a publisher of its own.")] = 20,
     workers: Annotated[int, typer.Option(min=1, help="Serving workers of one pool.")] = 2,
-    with_model: Annotated[
-        bool, typer.Option("--with-model", help="The base computes, and reuses prefixes; else only Kafka and tiers.")
-    ] = False,
+    with_model: Annotated[bool, typer.Option("--with-model", help="The base computes and reuses prefixes; else a hash answers.")] = False,
     base: BaseName = None,
     home: Home = None,
     bootstrap: Bootstrap = None,
