@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
+import torch
+
 from mint_stream.adapter import AdapterWeights
 from mint_stream.app.local_system import LocalSystem
 from mint_stream.app.measure import machine, versions
@@ -196,7 +198,7 @@ async def run(settings: Settings, load: Load, with_model: bool = False) -> dict[
 
 async def _models(settings: Settings) -> Models:
     path = await asyncio.to_thread(resolve_base, settings.base, settings.home)
-    return Models(await asyncio.to_thread(load_base, path))
+    return Models(await asyncio.to_thread(load_base, path, torch.float32))  # in fewer bits a token may differ by its company alone
 
 
 def _in_room(settings: Settings, room: Path) -> Settings:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mint_stream.bench.consistency import BACK_EVERY, Load, measure
+from mint_stream.bench.consistency import BACK_EVERY, Load, measure, run
 from mint_stream.bench.witness import Hashes, Site, Witnesses
 from mint_stream.bench.witness_model import Models
 from mint_stream.bus.connection import Connection
 from mint_stream.model.base import load_base
 from tests.factories import tiny_base
+from tests.fleets import fleet_settings
 from tests.provisioned import ensure_topics
 from tests.registrar_ground import Ground
 
@@ -52,3 +53,13 @@ async def test_with_a_model_no_answer_is_of_two_revisions_though_all_prompts_are
 async def test_a_thousand_publishes_under_load_leave_no_answer_that_is_wrong(connection: Connection, tmp_path: Path) -> None:
     load = Load()
     check(await measured(connection, tmp_path, load, Hashes()), load)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+async def test_the_benchmark_brings_its_own_registrar_and_loads_the_base_it_is_told_to(connection: Connection, tmp_path: Path) -> None:
+    settings = await fleet_settings(connection, tmp_path)
+    load = Load(publishes=12, adapters=4)
+    found = await run(settings, load, with_model=True)
+    check(found, load)
+    assert found["reused_prompt_tokens"] > 0 and found["machine"]["cores"] >= 1
