@@ -1,9 +1,12 @@
 """README's figures, written from the committed results in `bench/results/` and from nothing else."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from mint_stream.bench import report_system
+from mint_stream.bench.markdown import machine_name, table
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -57,9 +60,9 @@ def _demo(found: Mapping[str, Any]) -> str:
     stages = ((name, f"{seconds:.0f} s") for name, seconds in found["stage_seconds"].items())
     return "\n\n".join(
         [
-            f"`mint-stream demo`, once, on {_machine(found['machine'])}:",
-            _table(("what", "measured"), ((label, _number(name, found[name])) for name, label in DEMO_ROWS.items())),
-            _table(("where the time went", ""), stages),
+            f"`mint-stream demo`, once, on {machine_name(found['machine'])}:",
+            table(("what", "measured"), ((label, _number(name, found[name])) for name, label in DEMO_ROWS.items())),
+            table(("where the time went", ""), stages),
         ]
     )
 
@@ -72,8 +75,8 @@ def _serving(found: Mapping[str, Any]) -> str:
     load = f"{work['adapters']} adapters of rank {work['rank']}, {work['requests']} requests, {tokens}"
     return "\n\n".join(
         [
-            f"`mint-stream bench serving`: {load}, {work['dtype']}, n = {work['repeats']}, on {_machine(found['machine'])}:",
-            _table(("output tokens a second", "median", "min to max"), rows),
+            f"`mint-stream bench serving`: {load}, {work['dtype']}, n = {work['repeats']}, on {machine_name(found['machine'])}:",
+            table(("output tokens a second", "median", "min to max"), rows),
             f"Ours with adapters is {ratios}.",
         ]
     )
@@ -83,23 +86,20 @@ def _batcher(found: Mapping[str, Any]) -> str:
     rows = ((known, f"{v['median']:.0f}", f"{v['min']:.0f} to {v['max']:.0f}") for known, v in found["step_us"].items())
     return "\n\n".join(
         [
-            f"`mint-stream bench batcher`: a full step's plan, n = {found['workload']['repeats']}, on {_machine(found['machine'])}:",
-            _table(("adapters that wait", "µs a step, median", "min to max"), rows),
+            f"`mint-stream bench batcher`: a full step's plan, n = {found['workload']['repeats']}, on {machine_name(found['machine'])}:",
+            table(("adapters that wait", "µs a step, median", "min to max"), rows),
         ]
     )
 
 
-SECTIONS = {"demo.json": _demo, "serving-float32.json": _serving, "serving-bfloat16.json": _serving, "batcher.json": _batcher}
-
-
-def _machine(found: Mapping[str, Any]) -> str:
-    return f"{found['cores']} cores of {found['processor']} ({found['units']})"
+SECTIONS = {
+    "demo.json": _demo,
+    "serving-float32.json": _serving,
+    "serving-bfloat16.json": _serving,
+    "batcher.json": _batcher,
+    **report_system.SECTIONS,
+}
 
 
 def _number(name: str, value: float) -> str:
     return f"{value:.1%}" if name.startswith("accuracy") else f"{value:g}"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

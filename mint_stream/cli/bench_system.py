@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mint_stream.cli.options import AsJson, BaseName, Home, settings_from
+from mint_stream.cli.options import AsJson, BaseName, Bootstrap, Home, settings_from
 from mint_stream.cli.output import print_json, print_table
 
 system = typer.Typer()
@@ -86,3 +86,30 @@ def routing(
     )
     _print_percentiles(found, ("served_ms", "direct_ms"))
     return print_table((), [(f"stage, ms: {name}", f"{ms:.1f}") for name, ms in found["stages_ms"].items()])
+
+
+@system.command()
+def bus(
+    requests: Annotated[int, typer.Option(min=1, help="Requests of a round, one at a time.")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of each side.")] = 5,
+    backlog: Annotated[int, typer.Option(min=100, help="Requests that wait in the log when the worker starts.")] = 100_000,
+    bootstrap: Bootstrap = None,
+    as_json: AsJson = False,
+) -> None:
+    """The serving worker around an engine that only echoes, beside raw aiokafka: round trips, and how fast a backlog is drained."""
+    from mint_stream.bench.bus import Size, run
+
+    found = asyncio.run(run(settings_from(bootstrap), Size(requests, rounds, backlog)))
+    if as_json:
+        return print_json(found)
+    print_table(
+        ("round trip, ms", "p50", "p99"),
+        [(side, f"{trip['p50']:.1f}", f"{trip['p99']:.1f}") for side, trip in found["round_trip_ms"].items()],
+    )
+    print_table(
+        ("requests/s", "median", "min", "max"),
+        [(side, *(f"{rate[name]:.0f}" for name in ("median", "min", "max"))) for side, rate in found["sustained_per_s"].items()],
+    )
+    return print_table(
+        (), [("round trip, ratio", f"{found['latency_ratio']['median']:.2f}"), ("sustained, share", f"{found['sustained_share']:.0%}")]
+    )

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mint_stream.bench.handoff import STAGES
 from mint_stream.bench.report import BEGIN, END, RESULTS, measured, with_figures
 
 README = Path(__file__).parents[2] / "README.md"
@@ -37,3 +39,56 @@ def test_a_readme_without_markers_is_refused() -> None:
 
 def test_results_that_were_never_committed_are_left_out(tmp_path: Path) -> None:
     assert measured(tmp_path) == ""
+
+
+SPREAD = {"p50": 100.0, "p99": 200.0, "min": 90.0, "max": 210.0}
+RATES = {"median": 1000.0, "min": 900.0, "max": 1100.0}
+MACHINE = {"cores": 2, "processor": "P", "units": "u"}
+SYSTEM: dict[str, dict[str, Any]] = {
+    "handoff.json": {
+        "workload": {"rank": 8, "prompt_tokens": 64, "dtype": "bfloat16"},
+        "handoff_ms": SPREAD,
+        "prefill_ms": SPREAD,
+        "baseline_cold_ms": {**SPREAD, "n": 5},
+        "baseline_warm_ms": {**SPREAD, "n": 5},
+        "ratios": {"vs_cold": 21.04, "vs_warm": 3.0},
+        "stages_ms": dict.fromkeys(STAGES, 7.0),
+    },
+    "rollback.json": {"workload": {"every_ms": 20.0}, "effect_ms": SPREAD, "event_ms": SPREAD, "request_ms": SPREAD},
+    "routing.json": {
+        "workload": {"adapters": 4, "prompt_tokens": 64, "new_tokens": 16, "dtype": "bfloat16", "requests": 12},
+        "served_ms": SPREAD,
+        "direct_ms": SPREAD,
+        "together_s": RATES,
+        "full_checkpoint_server_s": RATES,
+        "share_of_latency": 0.042,
+        "ratio_vs_full_checkpoint_server": 9.04,
+    },
+    "bus.json": {
+        "workload": {"requests": 100, "backlog": 100_000},
+        "round_trip_ms": {"ours": SPREAD, "raw": SPREAD},
+        "sustained_per_s": {"ours": RATES, "raw": RATES},
+        "backlog": {"ours": {"worker_mib": {"first": 300.0, "last": 301.0, "most": 302.0}}},
+        "latency_ratio": {"median": 1.31},
+        "sustained_share": 0.6,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("handoff.json", ("21.0x", "3.0x", "first text at the client | 7")),
+        ("rollback.json", ("every 20 ms", "| 100 | 200 | 90 to 210 |")),
+        ("routing.json", ("4.2%", "9.0x", "1000.0 s against 1000.0 s")),
+        ("bus.json", ("1.31x", "60%", "100,000", "300 MiB", "302 at most")),
+    ],
+)
+def test_a_result_of_the_whole_system_is_a_block_with_its_figures_and_its_machine(
+    name: str, figures: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(json.dumps({**SYSTEM[name], "n": 7, "machine": MACHINE}))
+    block = measured(tmp_path)
+    assert block.startswith(f"`mint-stream bench {name.removesuffix('.json')}`") and "n = 7" in block
+    for figure in (*figures, "2 cores of P (u)"):
+        assert figure in block, figure

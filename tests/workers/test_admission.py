@@ -1,5 +1,6 @@
 """By when a request must be answered: what it asks for, within what the worker allows, whatever its producer's clock says."""
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -45,3 +46,25 @@ def test_no_deadline_is_further_away_than_the_workers_longest(admission: Admissi
 
 def test_a_deadline_of_0_is_a_deadline_and_past(admission: Admission) -> None:
     assert left_s(admission, time.time() * 1000, 0) < 0
+
+
+class ThreadsOf(ByteEncoder):
+    """Remembers on which threads it encoded."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def encode(self, request: InferenceRequest) -> tuple[int, ...]:
+        self.seen.append(threading.get_ident())
+        return super().encode(request)
+
+
+async def test_text_is_encoded_off_the_event_loop_and_tokens_are_taken_as_they_are() -> None:
+    encoder = ThreadsOf()
+    with Catalog(None, 1) as catalog:
+        admission = Admission(catalog, encoder, BASE, AdmissionLimits(256, DEFAULT_S, MOST_S))
+        by_tokens = await admission.admit(InferenceRequest(request_id="r", prompt_tokens=(7, 8)), time.monotonic() + 60)
+        assert (by_tokens.prompt_tokens, encoder.seen) == ((7, 8), [])
+        by_text = await admission.admit(InferenceRequest(request_id="r", prompt="ab"), time.monotonic() + 60)
+    assert by_text.prompt_tokens == (97, 98)
+    assert len(encoder.seen) == 1 and threading.get_ident() not in encoder.seen
