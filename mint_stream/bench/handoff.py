@@ -1,6 +1,6 @@
 """From the last optimizer step to the first token of the new revision at a client that knows only Kafka, and what a full checkpoint takes.
 
-    stepped ─► checkpoint ─► files ─► announce acked ─► event at the client ─► request at a worker ─► applied ─► loaded
+    stepped ─► checkpoint and files durable ─► announce acked ─► event at the client ─► request at a worker ─► applied ─► loaded
             ─► prefilled ─► received
 
 The last step is the trainer's, by the machine's clock; all else is seen at the client, or told by the result it received.
@@ -25,8 +25,8 @@ from mint_stream.messages.inference import InferenceResult, Sampling
 from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingJob
 from mint_stream.settings import Settings
 
-STAGES = ("checkpoint", "write", "announce", "catalogued", "request", "applied", "loaded", "prefill", "first_token")
-"""Of a hand-off, in their order: the files durable (checkpoint, write), the command acknowledged, its event at the client; then the
+STAGES = ("write", "announce", "catalogued", "request", "applied", "loaded", "prefill", "first_token")
+"""Of a hand-off, in their order: checkpoint and files durable, the command acknowledged, its event at the client; then the
 request on its way, held for the catalog and admitted, waiting for its adapter, queued and prefilled, and its first text on the way back."""
 LINES = 64
 NEW_TOKENS = 8
@@ -142,9 +142,8 @@ def _stages(sample: Sample, when: Published) -> dict[str, float]:
     served = {"request": spent.bus_ms, "applied": spent.admit_ms, "loaded": spent.parked_ms, "prefill": spent.queued_ms + spent.prefill_ms}
     return {
         "handoff": _ms(when.stepped, sample.first_token),
-        "checkpoint": _ms(when.stepped, when.checkpointed),
-        "write": _ms(when.checkpointed, when.written),
-        "announce": _ms(when.written, when.announced),
+        "write": _ms(when.stepped, when.durable),
+        "announce": _ms(when.durable, when.announced),
         "catalogued": _ms(when.announced, sample.heard),
         **served,
         "first_token": _ms(sample.heard, sample.first_token) - sum(served.values()),

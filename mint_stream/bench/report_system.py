@@ -6,8 +6,7 @@ from typing import Any
 from mint_stream.bench.markdown import machine_name, table
 
 STAGES = {
-    "checkpoint": "checkpoint durable",
-    "write": "files durable",
+    "write": "checkpoint and files durable",
     "announce": "announce acknowledged",
     "catalogued": "event at the client",
     "request": "request at the worker",

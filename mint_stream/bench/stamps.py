@@ -26,6 +26,11 @@ class Published:
     written: int
     announced: int
 
+    @property
+    def durable(self) -> int:
+        """When the checkpoint and the files were, in whatever order."""
+        return max(self.checkpointed, self.written)
+
 
 def published(lines: str) -> Iterator[Published]:
     """The publishes of one job at a time, in their order. Law: each counts from the last optimizer step before it."""

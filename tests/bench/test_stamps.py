@@ -23,3 +23,8 @@ def test_a_publish_counts_from_the_last_step_before_it() -> None:
 
 def test_what_was_not_announced_is_no_publish() -> None:
     assert list(published("stepped 1\ncheckpoint-durable 2\nfiles-durable 3\n")) == []
+
+
+def test_files_may_be_durable_before_the_checkpoint_is() -> None:
+    (one,) = published("stepped 1\nfiles-durable 2\ncheckpoint-durable 3\nannounced 4\n")
+    assert (one, one.durable) == (Published(1, 3, 2, 4), 3)
