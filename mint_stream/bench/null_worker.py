@@ -1,7 +1,7 @@
 """A worker without a model, as a process: `python -m mint_stream.bench.null_worker ours|raw BOOTSTRAP POOL GROUP`. Says "ready" and works.
 
 `ours` is the serving worker whole, intake to acknowledged result, around an engine that answers with the prompt. `raw` is what aiokafka
-alone needs for as much: it sends each request back as its result, acknowledged by all replicas, and commits what is behind it.
+alone needs: it sends each request back as its result, acknowledged by all replicas, and commits now and then, as aiokafka does by itself.
 """
 
 import asyncio
@@ -112,9 +112,7 @@ async def raw(connection: Connection, pool: str, group: str) -> None:
     """Consume, produce, commit, until it is killed."""
     requests, results = raw_topics(pool)
     producer = AIOKafkaProducer(acks="all", enable_idempotence=True, **connection.options())
-    consumer = AIOKafkaConsumer(
-        requests, group_id=group, auto_offset_reset="earliest", enable_auto_commit=False, fetch_max_wait_ms=200, **connection.options()
-    )
+    consumer = AIOKafkaConsumer(requests, group_id=group, auto_offset_reset="earliest", **connection.options())
     async with producer, consumer:
         print("ready", flush=True)
         while True:
@@ -123,11 +121,9 @@ async def raw(connection: Connection, pool: str, group: str) -> None:
 
 async def _echo(consumer: Any, producer: Any, results: str) -> None:
     sent = []
-    for records in (await consumer.getmany(timeout_ms=200, max_records=SERVING.intake_records)).values():
+    for records in (await consumer.getmany(timeout_ms=200)).values():
         sent += [await producer.send(results, record.value, key=record.key) for record in records]
-    if sent:
-        await asyncio.gather(*sent)
-        await consumer.commit()
+    await asyncio.gather(*sent)
 
 
 WORKERS = {"ours": ours, "raw": raw}
