@@ -65,6 +65,7 @@ class Drained:
         """One visible result."""
         if key in self.seen:
             self.doubled += 1
+            self.moved.set()
             return
         self.seen.add(key)
         if len(self.seen) == 1 or len(self.seen) * WINDOWS // self.wanted > (len(self.seen) - 1) * WINDOWS // self.wanted:
@@ -249,7 +250,7 @@ async def _watched(drained: Drained, reader: LogReader, pid: int) -> dict[str, f
     seen: list[float] = []
     try:
         async with asyncio.timeout(PATIENCE_S):
-            while len(drained.seen) < drained.wanted and not failing.done():
+            while len(drained.seen) + drained.doubled < drained.wanted and not failing.done():
                 drained.moved.clear()
                 moving = asyncio.create_task(drained.moved.wait())
                 await asyncio.wait({moving, failing}, return_when=asyncio.FIRST_COMPLETED)
