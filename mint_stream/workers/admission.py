@@ -71,7 +71,8 @@ class Admission:
             raise DeadlineExceeded(f"request {request.request_id} was past its deadline when it arrived")
         await self._await_position(request, deadline_s)
         chosen = self._chosen(request)
-        tokens = request.prompt_tokens or await asyncio.to_thread(self._prompts.encode, request)  # no thread for what is tokens already
+        given = request.prompt_tokens  # no thread for what is tokens already
+        tokens = given if given is not None else await asyncio.to_thread(self._prompts.encode, request)
         self._check_length(tokens, request.sampling.max_tokens)
         return Admitted(chosen, tokens)
 
