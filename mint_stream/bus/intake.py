@@ -65,6 +65,7 @@ class Intake:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._fetching = True
+        self._pumping = False
         self._consumer: Any = None
 
     async def start(self) -> None:
@@ -280,10 +281,18 @@ class Intake:
             return
         self._outlet.release(tenure, delivery)
         self._moved.set()
+        self._check_idle()
+        if not self._pumping:  # looks at every partition, so it is done once for all that are closed together
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump_after_closing)
+
+    def _pump_after_closing(self) -> None:
+        self._pumping = False
+        if self._outlet.closed_for_good:
+            return
         self._pump()
         if any(seated.paused for seated in self._tenancy.all()):
             self._regulate()
-        self._check_idle()
 
     def _send(self, tenure: Tenure, delivery: Delivery) -> None:
         self._queue.put_nowait((tenure, delivery))

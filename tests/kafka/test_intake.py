@@ -61,6 +61,21 @@ async def test_after_a_crash_exactly_the_open_records_come_again(make_topic, fil
     assert (await progress_of(admin, topic)).next_offset == 10
 
 
+async def test_records_closed_together_are_replaced_by_one_look_at_the_partitions(make_topic, fill, make_intake, monkeypatch):
+    topic = await make_topic(4)
+    await fill(topic, [b"v"] * 60, 4)
+    intake = await make_intake(topic, max_records=12)
+    first = await take(intake, 12)
+    looks: list[int] = []
+    look = intake._outlet.pump
+    monkeypatch.setattr(intake._outlet, "pump", lambda: looks.append(1) or look())
+    for delivery in first:
+        await delivery.close()
+    assert looks == [], "each would look at all of them"
+    again = await take(intake, 12)
+    assert looks and not {(one.partition, one.offset) for one in again} & {(one.partition, one.offset) for one in first}
+
+
 async def test_a_record_is_not_committed_before_it_is_closed(make_topic, fill, make_intake, admin):
     topic = await make_topic()
     await fill(topic, [b"v"] * 3)
