@@ -62,7 +62,7 @@ class EchoEngine:
     async def run(self, generation: Generation, on_text: OnText | None = None) -> Completion:
         """The prompt's text. Raises DeadlineExceeded or Cancelled."""
         begun = time.monotonic()
-        if not self._open.is_set() or generation.deadline_at_s is not None:
+        if not self._open.is_set() or _past(generation):
             await self._held(generation)
         self.steps += 1
         self.max_adapters_in_step = max(self.max_adapters_in_step, int(generation.adapter is not None))
@@ -90,3 +90,7 @@ class EchoEngine:
             raise Cancelled(f"request {generation.request_id} was cancelled: {cancelled.result()}")
         if limit_s == 0.0 or not self._open.is_set():
             raise DeadlineExceeded(f"request {generation.request_id} passed its deadline before it was answered")
+
+
+def _past(generation: Generation) -> bool:
+    return generation.deadline_at_s is not None and time.monotonic() >= generation.deadline_at_s
