@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.producer.message_accumulator import MessageBatch
 
 from mint_stream.bus.events import header
 from mint_stream.bus.producer import Outgoing, Producer
@@ -43,6 +44,17 @@ async def test_pipelined_records_keep_their_order(make_topic, producer, connecti
     sent = [await producer.send_raw(Outgoing(topic, b"k", b"%d" % number)) for number in range(500)]
     assert [position.offset for position in await asyncio.gather(*sent)] == list(range(500))
     assert [record.value for record in await read(connection, topic)] == [b"%d" % number for number in range(500)]
+
+
+async def test_records_sent_at_once_do_not_wait_for_each_others_batches(make_topic, producer, monkeypatch):
+    waits: list[int] = []
+    wait = MessageBatch.wait_drain
+    monkeypatch.setattr(MessageBatch, "wait_drain", lambda *about, **named: waits.append(1) or wait(*about, **named))
+    topic = await make_topic()
+    records = [Outgoing(topic, b"%d" % number, b"x" * 1000) for number in range(200)]
+    positions = await asyncio.gather(*(producer.publish_raw(record) for record in records))
+    assert [position.offset for position in positions] == list(range(200))
+    assert waits == []
 
 
 async def test_a_record_over_the_topics_limit_is_refused_before_it_is_sent(producer):
