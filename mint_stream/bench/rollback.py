@@ -26,7 +26,7 @@ class Size:
     """How much: roll-backs, a request every so many milliseconds, rank of the revisions, tokens of the prompt."""
 
     rollbacks: int = 30
-    every_ms: float = 20.0
+    every_ms: float = 10.0
     rank: int = 8
     prompt_tokens: int = 16
     adapter: str = "rolled-back"

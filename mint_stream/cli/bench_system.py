@@ -43,7 +43,7 @@ def handoff(
 @system.command()
 def rollback(
     rollbacks: Annotated[int, typer.Option(min=1, help="Roll-backs that are timed.")] = 30,
-    every_ms: Annotated[float, typer.Option(min=1, help="A request of the stream every so many milliseconds.")] = 20.0,
+    every_ms: Annotated[float, typer.Option(min=1, help="A request of the stream every so many milliseconds.")] = 10.0,
     rank: Annotated[int, typer.Option(min=1)] = 8,
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 16,
     base: BaseName = None,
