@@ -43,7 +43,8 @@ def show(adapter_id: AdapterId, bootstrap: Bootstrap = None, pool: Pool = None, 
     aliases = ", ".join(f"{alias} = {number}" for alias, number in sorted(view.head.aliases.items())) or "none"
     canary = f" · canary: {held.number} at {held.share_basis_points / 100:g} %" if (held := view.head.canary) else ""
     trial = f" · on trial: {tried.number} ({tried.phase})" if (tried := view.head.trial) else ""
-    typer.echo(f"{view.adapter_id} · pool {view.head.pool} · rule {view.head.rule} · aliases: {aliases}{canary}{trial}")
+    spread = f" · over {view.head.spread} partitions" if view.head.spread > 1 else ""
+    typer.echo(f"{view.adapter_id} · pool {view.head.pool} · rule {view.head.rule} · aliases: {aliases}{canary}{trial}{spread}")
     return _print_revisions(view)
 
 

@@ -61,6 +61,16 @@ def test_a_name_that_is_given_is_the_workers(tmp_path: Path) -> None:
         assert place.worker_id == "pod-7"
 
 
+def test_the_next_process_of_a_place_has_the_same_seat_in_the_group_and_knows_what_it_had(tmp_path: Path) -> None:
+    with Workplace(tmp_path, "serve") as place:
+        first = place.seat()
+        first.take({"inference-requests-p": [3, 5]})
+    with Workplace(tmp_path, "serve") as place:
+        again = place.seat()
+    assert (again.instance_id, again.given) == (first.instance_id, {"inference-requests-p": [3, 5]})
+    assert again.name == place.worker_id
+
+
 def test_children_of_a_worker_do_not_keep_its_place(tmp_path: Path) -> None:
     with Workplace(tmp_path, "serve") as place:
         held = [link.name for link in Path("/proc/self/fd").iterdir() if _leads_to(link, place.path / "lock")]

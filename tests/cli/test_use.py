@@ -160,6 +160,7 @@ async def test_a_spread_is_set(command: Command, client: Client, topic_prefix: s
     await client.announce(topic_prefix, manifest())
     told = json.loads((await command("adapters", "spread", topic_prefix, 4, "--json")).stdout)
     assert (told["type"], told["spread"]) == ("spread-set", 4)
+    assert "over 4 partitions" in (await command("adapters", "show", topic_prefix)).stdout
 
 
 @pytest.mark.parametrize("share", ["0.05", "5 %%", "0%", "0.001%", "101%", "nan%", "five%"])
