@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,15 +18,16 @@ NAMES = ("a", "b", "c", "d")
 
 
 class Group:
-    """Members by name. Each keeps its memory in a file, and leaves at once when it stops."""
+    """Members by name. Each keeps its memory in a file, and unless its seat is static it leaves at once when it stops."""
 
-    def __init__(self, connection, producer, topic: str, room: Path) -> None:
+    def __init__(self, connection, producer, topic: str, room: Path, static: bool = False) -> None:
+        self.static = static
         self.members: dict[str, Intake] = {}
-        self._parts = (connection, [topic], topic, DeadLetters(producer), IntakeLimits(session_timeout_s=6.0))
+        self._parts = (connection, [topic], topic, DeadLetters(producer), IntakeLimits(session_timeout_s=20.0 if static else 6.0))
         self._room = room
 
     async def start(self, name: str) -> None:
-        self.members[name] = Intake(*self._parts, Seat(name, self._room / name, static=False))
+        self.members[name] = Intake(*self._parts, Seat(name, self._room / name, self.static))
         await self.members[name].start()
 
     async def stop(self, name: str) -> None:
@@ -49,21 +50,31 @@ class Group:
         return {name: member.assigned for name, member in self.members.items()}
 
 
-@pytest.fixture
-async def group(connection, producer, fresh_topic, tmp_path) -> AsyncIterator[Group]:
-    made = Group(connection, producer, await fresh_topic(PARTITIONS), tmp_path)
+@asynccontextmanager
+async def started(group: Group) -> AsyncIterator[Group]:
     async with AsyncExitStack() as end:
-        end.push_async_callback(lambda: asyncio.gather(*(member.stop() for member in made.members.values())))
+        end.push_async_callback(lambda: asyncio.gather(*(member.stop() for member in group.members.values())))
         for name in NAMES:
-            await made.start(name)
-        yield made
+            await group.start(name)
+        yield group
 
 
-async def test_a_rolling_restart_gives_everybody_back_what_it_had(group: Group):
-    before = await group.settled()
-    for name in NAMES:
-        await group.stop(name)
-        meanwhile = await group.settled()
-        assert all(meanwhile[other] > before[other] for other in meanwhile), "only what was its own moved"
-        await group.start(name)
-        assert await group.settled() == before
+async def test_a_rolling_restart_gives_everybody_back_what_it_had(connection, producer, fresh_topic, tmp_path):
+    async with started(Group(connection, producer, await fresh_topic(PARTITIONS), tmp_path)) as group:
+        before = await group.settled()
+        for name in NAMES:
+            await group.stop(name)
+            meanwhile = await group.settled()
+            assert all(meanwhile[other] > before[other] for other in meanwhile), "only what was its own moved"
+            await group.start(name)
+            assert await group.settled() == before
+
+
+async def test_a_restart_in_a_static_seat_moves_nothing_at_all(connection, producer, fresh_topic, tmp_path):
+    async with started(Group(connection, producer, await fresh_topic(PARTITIONS), tmp_path, static=True)) as group:
+        before = await group.settled()
+        for name in NAMES:
+            await group.stop(name)
+            assert {other: member.assigned for other, member in group.members.items()} == {n: before[n] for n in NAMES if n != name}
+            await group.start(name)
+            assert await group.settled() == before
