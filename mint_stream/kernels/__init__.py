@@ -1,7 +1,8 @@
 """LoRA kernels behind one dispatch: callers never choose. `reference` defines them, `cpu` is the tuned torch path, `cuda` the Triton one.
 
 `paths` says which of them computes for a tensor. Layers that the Triton kernels cannot read (`cuda.takes`) go through torch anywhere.
-Attention has a dispatch of its own, `attention`.
+Attention has a dispatch of its own, `attention`, and so have norms, gates and rotary positions, `rowwise`. On CPUs `native` computes what
+torch would take many operators for, where a C++ compiler is installed.
 """
 
 from collections.abc import Sequence

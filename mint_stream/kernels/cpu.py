@@ -1,11 +1,15 @@
-"""The torch path for CPUs: batched products over adapters that stand side by side, else two products a segment."""
+"""The path for CPUs: one kernel for all short segments of adapters that stand side by side, torch's products for the rest.
+
+Torch multiplies adapters with enough rows in one batched product, else a segment at a time.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from mint_stream.kernels import native
 from mint_stream.kernels.segments import LoraWeights, Segment, Segments, SharedStack, SiteWeights, SliceWeights
 
 BATCHED_ROWS = 64
@@ -25,7 +29,7 @@ def add_lora(x: Tensor, y: Tensor, segments: Segments, weights: SiteWeights) -> 
 def add_lora_slices(x: Tensor, ys: Sequence[Tensor], segments: Segments, weights: SliceWeights) -> None:
     """add_lora of each of ys [rows, out] with its own site's weights; all sites read the same x. ys may be columns of one tensor."""
     for stack in weights.stacks:
-        _add_stack(x, ys, stack, _share(segments, stack))
+        _add_stack(x, ys, stack, _share(segments, stack, native.takes_lora(x, ys, stack)))
     for y, site in zip(ys, weights.sites, strict=True):
         if site is not None and not site.stacks:
             for segment, lora in site.pairs(segments):
@@ -55,18 +59,23 @@ class _Share:
     start: int = 0
     """The batched rows are start ≤ row < start + slots · height, unless they are gathered."""
     gathered: _Gathered | None = None
+    short: Tensor | None = None
+    """int64 [segments, 3], (start, end, slot of the stack): what the kernel takes, none of it torch's."""
 
 
-def _share(segments: Segments, stack: SharedStack) -> _Share:
-    key = ("cpu", stack.first, stack.slots)
+def _share(segments: Segments, stack: SharedStack, by_kernel: bool = False) -> _Share:
+    key = ("cpu", stack.first, stack.slots, by_kernel)
     if key not in segments.placed:
-        segments.placed[key] = _shared_out(segments, stack.first, stack.slots)
-    share: _Share = segments.placed[key]
-    return share
+        ours = [item for item in segments.items if stack.first <= item.slot < stack.first + stack.slots and item.end > item.start]
+        least = TALL_ROWS if by_kernel else 0
+        share = _by_torch([item for item in ours if item.end - item.start >= least], stack.first, stack.slots)
+        short = [(item.start, item.end, item.slot - stack.first) for item in ours if item.end - item.start < least]
+        segments.placed[key] = replace(share, short=torch.tensor(short)) if short else share
+    found: _Share = segments.placed[key]
+    return found
 
 
-def _shared_out(segments: Segments, first: int, slots: int) -> _Share:
-    ours = [item for item in segments.items if first <= item.slot < first + slots and item.end > item.start]
+def _by_torch(ours: Sequence[Segment], first: int, slots: int) -> _Share:
     rows: dict[int, list[int]] = {}
     for item in ours:
         rows.setdefault(item.slot, []).extend(range(item.start, item.end))
@@ -97,6 +106,8 @@ def _padded(rows: Sequence[int], height: int, otherwise: int) -> list[int]:
 
 
 def _add_stack(x: Tensor, ys: Sequence[Tensor], stack: SharedStack, share: _Share) -> None:
+    if share.short is not None:
+        native.add_lora(x, ys, stack, share.short)
     for segment in share.alone:
         at, rows = segment.slot - stack.first, slice(segment.start, segment.end)
         dtype = _product_dtype(x, stack, segment.end - segment.start)

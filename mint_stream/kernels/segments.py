@@ -209,6 +209,14 @@ class SharedStack:
         """How many adapters."""
         return self.A.shape[0]
 
+    @cached_property
+    def addresses(self) -> tuple[tuple[Slice, tuple[int, ...]], ...] | None:
+        """Each slice with (address of Bt, its numbers a slot, begin, end, out); None unless every matrix is in one piece."""
+        parts = [self.A, *(part.Bt for part in self.slices)]
+        if any(one.stride()[1:] != (one.shape[2], 1) for one in parts):
+            return None
+        return tuple((part, (part.Bt.data_ptr(), part.Bt.stride(0), part.begin, part.end, part.Bt.shape[2])) for part in self.slices)
+
     def followed_by(self, other: "SharedStack") -> "SharedStack | None":
         """Both as one view, None when the other's A does not stand right behind this one's."""
         mine, theirs = self.A, other.A

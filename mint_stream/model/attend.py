@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mint_stream.kernels import native
 from mint_stream.kernels.attention import Rule
 from mint_stream.model.passes import Pass, Span
 
@@ -91,10 +92,14 @@ class _Seats:
 
 def many(spans: tuple[Span, ...], query: Tensor, stored: tuple[Tensor, Tensor], rule: Rule, pass_: Pass, out: Tensor) -> None:
     """Decode rows of many sequences at once, written to their rows of out [T, heads, value width]."""
+    rows = query[0].transpose(0, 1)
+    if native.takes_attention(rows, stored[0], stored[1], out):
+        sequences = pass_.shared("many", lambda: torch.tensor([(span.start, span.slot, span.length) for span in spans]))
+        return native.attend(rows, stored[0], stored[1], sequences, out, *rule.arguments())
     seats = pass_.shared("seats", lambda: _Seats.of(spans, query.device))
-    q = query[0].transpose(0, 1).index_select(0, seats.rows).unsqueeze(2)
+    q = rows.index_select(0, seats.rows).unsqueeze(2)
     mask = pass_.shared(("many", rule.window), lambda: _lengths_mask(seats.lengths, rule.window, q))
-    seats.write(attend(q, seats.read(stored[0]), seats.read(stored[1]), mask, rule).squeeze(2), out)
+    return seats.write(attend(q, seats.read(stored[0]), seats.read(stored[1]), mask, rule).squeeze(2), out)
 
 
 def _lengths_mask(lengths: tuple[int, ...], window: int | None, like: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.activations import SiLUActivation
 
 from mint_stream.kernels import add_lora_slices
+from mint_stream.kernels.rowwise import gated, rms_norm, rotated
 from mint_stream.model.attention import mint_attention
 from mint_stream.model.lora_linear import LoraLinear
 from mint_stream.model.passes import KeyValues, Pass
@@ -83,8 +83,7 @@ class FusedLayer:
         x = hidden_states[0]
         attended = self._attend(_normed(x, self._norms[0]), pass_, given)
         x = self._o.added_to(x, attended, pass_)
-        gate, up = torch.split(self._gate_up(_normed(x, self._norms[1]), pass_), list(self._gate_up.widths), dim=1)
-        return self._down.added_to(x, functional.silu(gate).mul_(up), pass_)[None]
+        return self._down.added_to(x, gated(self._gate_up(_normed(x, self._norms[1]), pass_)), pass_)[None]
 
     def _attend(self, x: Tensor, pass_: Pass, given: Mapping[str, Any]) -> Tensor:
         """[T, heads · width]"""
@@ -93,8 +92,9 @@ class FusedLayer:
         width = attention.head_dim
         qkv = self._qkv(x, pass_).view(x.shape[0], -1, width)
         heads, kv_heads = self._qkv.widths[0] // width, self._qkv.widths[1] // width
-        rotated = _rotated(self._head_normed(qkv, heads, kv_heads), given["position_embeddings"])
-        q, k, v = (part.transpose(0, 1)[None] for part in (rotated[:, :heads], rotated[:, heads:], qkv[:, heads + kv_heads :]))
+        cos, sin = (side[0] for side in given["position_embeddings"])
+        turned = rotated(self._head_normed(qkv, heads, kv_heads), cos, sin)
+        q, k, v = (part.transpose(0, 1)[None] for part in (turned[:, :heads], turned[:, heads:], qkv[:, heads + kv_heads :]))
         if cache is not None:
             cache.update(k, v, attention.layer_idx)
         out, _ = mint_attention(
@@ -117,15 +117,4 @@ def _window(attention: Any) -> int | None:
 
 
 def _normed(x: Tensor, norm: Any) -> Tensor:
-    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
-
-
-def _rotated(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-    """x [T, heads, width] turned by its positions: the halves (a, b) become (a cos - b sin, b cos + a sin)."""
-    half = x.shape[-1] // 2
-    cos, sin = (side[0, :, None, :half] for side in cos_sin)
-    a, b = x[..., :half], x[..., half:]
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin)
-    return out
+    return rms_norm(x, norm.weight, norm.variance_epsilon)

@@ -1,0 +1,62 @@
+"""Decode rows of many sequences attend as the reference says, by the CPU's kernel and by torch."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mint_stream.kernels import Segments, native, reference
+from mint_stream.kernels.attention import Rule
+from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
+from mint_stream.model.attend import many
+from mint_stream.model.passes import Pass, Span
+
+SLOTS, TOKENS, HEADS, KV_HEADS = 6, 600, 6, 2
+WIDTHS = ((64, 64), (128, 128), (16, 40), (80, 80))
+
+lengths = st.lists(st.sampled_from([1, 2, 3, 5, 17, 255, 256, 257, 600]), min_size=2, max_size=5)
+rules = st.builds(
+    Rule,
+    scaling=st.just(0.2),
+    window=st.sampled_from([None, 1, 4, 300]),
+    softcap=st.sampled_from([None, 5.0]),
+    sinks=st.sampled_from([None, torch.linspace(-1, 2, HEADS)]),
+)
+
+
+def _attended(kind: torch.dtype, widths: tuple[int, int], spans: tuple[Span, ...], rule: Rule) -> tuple[Tensor, Tensor]:
+    """(by `many`, by the reference) [rows, heads, value width]. Keys are stored as the engine does, values as views with gaps."""
+    generator = torch.Generator().manual_seed(len(spans))
+    rows = spans[-1].end + 1
+    q = torch.randn(rows, HEADS, widths[0], generator=generator).to(kind)
+    keys, values = (torch.randn(SLOTS, TOKENS, KV_HEADS, width + 8, generator=generator).to(kind)[..., :width] for width in widths)
+    pass_ = Pass((0,) * rows, spans, (), Segments((), rows))
+    out = torch.zeros(rows, HEADS, widths[1], dtype=kind)
+    many(spans, q.transpose(0, 1)[None], (keys.transpose(1, 2), values.transpose(1, 2)), rule, pass_, out)
+    paged = PagedSpans(tuple(PagedSpan(span.start, span.end, span.position, span.slot) for span in spans), rows)
+    table = torch.arange(SLOTS, dtype=torch.int32)[:, None]
+    return out, reference.paged_attention(q, keys, values, table, paged, *rule.arguments())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths, st.permutations(range(SLOTS)), st.sampled_from(WIDTHS), rules, st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
+)
+def test_each_row_sees_its_own_sequence_as_its_layer_says(
+    lengths: list[int], slots: list[int], widths: tuple[int, int], rule: Rule, kind: torch.dtype
+) -> None:
+    taken = sorted(slots[: len(lengths)])
+    spans = tuple(Span(at, at + 1, length - 1, slot) for at, (length, slot) in enumerate(zip(lengths, taken, strict=True)))
+    with torch.inference_mode():
+        got, expected = _attended(kind, widths, spans, rule)
+    within = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float64: 2e-5}[kind]
+    torch.testing.assert_close(got.double(), expected.double(), atol=within, rtol=within)
+
+
+@pytest.mark.skipif(not native.kernels(), reason="there is no g++ on this machine")
+def test_heads_wider_than_the_kernel_holds_are_torchs() -> None:
+    wide = torch.zeros(2, 1, native.MOST_WIDTH + 8)
+    with torch.inference_mode():
+        assert not native.takes_attention(wide, wide[None], wide[None], wide)
+        assert native.takes_attention(wide[..., :64], wide[None], wide[None, ..., :64], torch.zeros(2, 1, 64))
