@@ -18,9 +18,9 @@ from mint_stream.model.base import ResidentBase
 STEPS = 5
 PARTS = {
     "base linears": ("linear_pointwise", "aten::linear", "aten::mm", "mkldnn_linear"),
-    "adapters": ("bmm", "addmm"),
-    "attention": ("scaled_dot_product", "index_copy"),
-    "norms and activations": ("rms_norm", "rsqrt", "pow", "mean", "silu"),
+    "adapters": ("bmm", "addmm", "mint::add_lora"),
+    "attention": ("scaled_dot_product", "index_copy", "mint::attend"),
+    "norms and activations": ("rms_norm", "rsqrt", "pow", "mean", "silu", "mint::gated"),
 }
 """Which operations belong to which part, by a piece of their names; the rest is "the rest"."""
 

@@ -250,8 +250,8 @@ struct Slice {  // ranks from `begin` to `end` belong to an output y of its own
 };
 
 // h[row] = x[row] · a for ROWS rows: each reads a once.
-template <int ROWS, class X, class W>
-void shrink(const X* x, Index x_row, const W* a, Index width, float* h, Index h_row) {
+template <int ROWS, class T>
+void shrink(const T* x, Index x_row, const T* a, Index width, float* h, Index h_row) {
   Lanes sums[ROWS] = {};
   for (Index at = 0; at < width; at += LANES) {
     const Lanes numbers = read(a + at, width - at);
@@ -261,8 +261,8 @@ void shrink(const X* x, Index x_row, const W* a, Index width, float* h, Index h_
 }
 
 // y[row] += h[row] · bt for ROWS rows, columns from `begin` to `end`: they read bt once.
-template <int ROWS, class X, class W>
-void expand(const float* h, Index h_row, Index ranks, const W* bt, Index bt_row, X* y, Index y_row, Index begin, Index end) {
+template <int ROWS, class T>
+void expand(const float* h, Index h_row, Index ranks, const T* bt, Index bt_row, T* y, Index y_row, Index begin, Index end) {
   for (Index at = begin; at < end; at += LANES) {
     Lanes sums[ROWS] = {};
     for (Index rank = 0; rank < ranks; ++rank) {
@@ -273,8 +273,8 @@ void expand(const float* h, Index h_row, Index ranks, const W* bt, Index bt_row,
   }
 }
 
-template <class X, class W>
-void add_lora(const X* x, Index x_row, const W* a, Index a_slot, Index inputs, Index ranks, const Index (*segments)[3], Index count,
+template <class T>
+void add_lora(const T* x, Index x_row, const T* a, Index a_slot, Index inputs, Index ranks, const Index (*segments)[3], Index count,
               const Slice* slices, Index outputs, float* h) {
 #pragma omp parallel
   {
@@ -282,7 +282,7 @@ void add_lora(const X* x, Index x_row, const W* a, Index a_slot, Index inputs, I
     for (Index one = 0; one < count; ++one)
       for (Index rank = 0; rank < ranks; ++rank) {
         const auto [start, end, slot] = segments[one];
-        const W* from = a + slot * a_slot + rank * inputs;
+        const T* from = a + slot * a_slot + rank * inputs;
         Index row = start;
         for (; row + 4 <= end; row += 4) shrink<4>(x + row * x_row, x_row, from, inputs, h + row * ranks + rank, ranks);
         for (; row < end; ++row) shrink<1>(x + row * x_row, x_row, from, inputs, h + row * ranks + rank, ranks);
@@ -295,9 +295,9 @@ void add_lora(const X* x, Index x_row, const W* a, Index a_slot, Index inputs, I
         for (Index block = 0; block < blocks; ++block) {
           const auto [start, end, slot] = segments[one];
           const Index begin = block * BLOCK_COLUMNS, stop = std::min(slice.width, begin + BLOCK_COLUMNS), its = slice.end - slice.begin;
-          const W* bt = reinterpret_cast<const W*>(slice.bt) + slot * slice.bt_slot;
+          const T* bt = reinterpret_cast<const T*>(slice.bt) + slot * slice.bt_slot;
           const float* from = h + slice.begin;
-          X* y = reinterpret_cast<X*>(slice.y);
+          T* y = reinterpret_cast<T*>(slice.y);
           Index row = start;
           for (; row + 4 <= end; row += 4)
             expand<4>(from + row * ranks, ranks, its, bt, slice.width, y + row * slice.y_row, slice.y_row, begin, stop);
@@ -324,7 +324,7 @@ void add_lora(const X* x, Index x_row, const W* a, Index a_slot, Index inputs, I
                    at[13], at[14], at[15], scale, softcap, sinks},                                                                    \
                   reinterpret_cast<const Index(*)[3]>(sequences), count, out);                                                        \
   }                                                                                                                                   \
-  extern "C" void add_lora_##NAME(const T* x, Index x_row, const float* a, Index a_slot, Index inputs, Index ranks,                   \
+  extern "C" void add_lora_##NAME(const T* x, Index x_row, const T* a, Index a_slot, Index inputs, Index ranks,                       \
                                   const Index* segments, Index count, const Slice* slices, Index outputs, float* h) {                 \
     add_lora(x, x_row, a, a_slot, inputs, ranks, reinterpret_cast<const Index(*)[3]>(segments), count, slices, outputs, h);           \
   }

@@ -8,6 +8,7 @@ from ctypes import c_int64
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from mint_stream.kernels.native_library import KINDS, Kernel, kernels
 from mint_stream.kernels.segments import SharedStack
@@ -33,8 +34,8 @@ def takes_attention(q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> boo
 
 
 def takes_lora(x: Tensor, ys: Sequence[Tensor], stack: SharedStack) -> bool:
-    """Whether `add_lora` is here and reads these."""
-    return stack.addresses is not None and stack.A.dtype == torch.float32 and takes(x, *ys)
+    """Whether `add_lora` is here and reads these, the adapters' numbers of the kind of x."""
+    return stack.addresses is not None and takes(x, stack.A, *ys)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -101,4 +102,16 @@ def _numbers(given: Sequence[int]) -> object:
 def _kernel(name: str, x: Tensor) -> Kernel:
     known = kernels()
     assert known is not None, "ask `takes` first"
-    return known[name, x.dtype]
+    kernel = known[name, x.dtype]
+    profiled = torch.autograd._profiler_enabled()  # type: ignore[attr-defined]  # torch exports it without saying so
+    return _seen(name, kernel) if profiled else kernel
+
+
+def _seen(name: str, kernel: Kernel) -> Kernel:
+    """The kernel as torch's profiler lists it, which sees its own operators only."""
+
+    def run(*given: object) -> None:
+        with record_function(f"mint::{name}"):
+            kernel(*given)
+
+    return run

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mint_stream.adapter import LayerShape, grouped_targets
 from mint_stream.errors import BaseUnusable
+from mint_stream.kernels.native_library import kernels
 from mint_stream.messages.shared import TargetShape
 from mint_stream.model import attention
 from mint_stream.model.digest import base_digest
@@ -64,8 +65,8 @@ class ResidentBase:
 
     @property
     def adapter_dtype(self) -> torch.dtype:
-        """What its adapters are kept in: on CPUs float32 always, where torch's small products of other kinds cost more than they save."""
-        return torch.float32 if self.device.type == "cpu" else self.dtype
+        """What its adapters are kept in: the base's own; on CPUs float32 where torch multiplies by them, whose small products want that."""
+        return torch.float32 if self.device.type == "cpu" and kernels() is None else self.dtype
 
     def targets(self) -> tuple[TargetShape, ...]:
         """What an adapter may target by kind, for the pool's base-models record."""

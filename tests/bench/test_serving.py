@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from mint_stream.app.measure import spread
 from mint_stream.bench import serving
+from mint_stream.bench.workload import peft_model
 from mint_stream.kernels import Segments, SliceWeights, cpu
 from mint_stream.model.base import load_base
 from tests.factories import tiny_base
@@ -37,6 +38,25 @@ def test_tokens_of_the_bare_base_in_an_adapters_name_are_refused(tmp_path: Path)
     tokens = plain.generate(input_ids=torch.tensor(work.prompts), max_new_tokens=16, min_new_tokens=16, do_sample=False)[0, 3:].tolist()
     with pytest.raises(serving.WrongResult, match="PEFT alone draws"):
         serving.check(plain, work, [tokens])
+
+
+def test_tokens_that_are_the_highest_but_for_rounding_are_right_where_numbers_have_few_bits(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base")
+    for dtype in (torch.float32, torch.bfloat16):
+        plain = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
+        adapter = serving.random_adapter(load_base(base, dtype=dtype), rank=8, seed=0)
+        with peft_model(plain, [adapter]) as adapted, torch.inference_mode():
+            logits = adapted(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1].float()
+        order = logits.sort(descending=True)
+        near = int(order.indices[(order.values[0] - order.values < 0.5).sum() - 1])
+        far = int(order.indices[-1])
+        work = serving.Workload(((5, 6, 7),), 1, (adapter,))
+        serving.check(plain, work, [[int(order.indices[0])]])
+        for token in {far} if dtype == torch.bfloat16 else {near, far} - {int(order.indices[0])}:
+            with pytest.raises(serving.WrongResult, match="after the ones before"):
+                serving.check(plain, work, [[token]])
+        if dtype == torch.bfloat16:
+            serving.check(plain, work, [[near]])
 
 
 def test_a_wrong_kernel_gets_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

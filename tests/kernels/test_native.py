@@ -96,9 +96,9 @@ def _stacks(kind: torch.dtype, inputs: int, shapes: tuple[tuple[int, int], ...])
     )
 
 
-@pytest.mark.parametrize("kind", [pytest.param(torch.float32, marks=needs_compiler), torch.float64])
+@kinds
 @pytest.mark.parametrize("inputs", [3, 16, 200])
-def test_short_and_tall_segments_get_their_adapters_from_whoever_computes_them(kind: torch.dtype, inputs: int) -> None:
+def test_short_and_tall_segments_get_their_adapters_from_whoever_computes_them(kind: torch.dtype, within: float, inputs: int) -> None:
     segments = Segments.of_slots([-1] * 2 + [0] * 5 + [1] * 30 + [-1] + [2] + [3] * cpu.TALL_ROWS)
     weights = _stacks(kind, inputs, ((8, 40), (3, 200)))
     x, y = _random(segments.rows, inputs).to(kind), _random(segments.rows, 240).to(kind)
@@ -108,8 +108,8 @@ def test_short_and_tall_segments_get_their_adapters_from_whoever_computes_them(k
         double = SiteWeights(stacks=tuple(Stack(0, stack.A.double(), stack.Bt.double()) for stack in site.stacks))
         reference.add_lora(x.double(), out, segments, double)
     add_lora_slices(x, y.split([40, 200], dim=1), segments, weights)
-    _close(y, torch.cat(expected, dim=1), 1e-4)
-    share = cpu._share(segments, weights.stacks[0], by_kernel=kind == torch.float32)
+    _close(y, torch.cat(expected, dim=1), 10 * within)
+    share = cpu._share(segments, weights.stacks[0], by_kernel=kind != torch.float64)
     assert (share.short is None) == (kind == torch.float64)
     assert share.short is None or share.short.tolist() == [[2, 7, 0], [38, 39, 2]]
 

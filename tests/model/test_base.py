@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from mint_stream.errors import BaseUnusable
+from mint_stream.kernels.native_library import kernels
 from mint_stream.model.base import base_digest, check_servable, load_base, native_dtype
 from mint_stream.model.tiny import KINDS, tiny_model
 from tests.factories import VOCABULARY, tiny_base
@@ -157,3 +158,8 @@ def test_architectures_are_served_or_refused_by_name(kind: str, settings: dict[s
         return
     with pytest.raises(BaseUnusable, match=reason):
         check_servable(config)
+
+
+def test_adapters_are_kept_as_the_base_is_where_a_kernel_reads_them(tmp_path: Path) -> None:
+    base = load_base(tiny_base(tmp_path / "tiny"), torch.bfloat16)
+    assert base.adapter_dtype == (torch.float32 if kernels() is None else torch.bfloat16)
