@@ -1,14 +1,16 @@
 """A safetensors file as tensors, by a handful of operations however many tensors it has: one table, one copy, one cut.
 
-8 bytes: n, little endian │ n bytes: JSON {name: {dtype, shape, data_offsets: [begin, end]}} │ the tensors' bytes, without gaps
+    8 bytes: n, little endian │ n bytes: JSON {name: {dtype, shape, data_offsets: [begin, end]}} │ the tensors' bytes, without gaps
+
+A worker may read tens of thousands of lines beside a running batch, so a line becomes tuples of numbers and no objects of its own: those
+would have Python's collector walk over everything the process holds, again and again.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -28,18 +30,11 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 _LENGTH_BYTES = 8
 
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One line of the table: where a tensor's bytes are, and what they are."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
+Line = tuple[int, int, str, tuple[int, ...], str]
+"""(begin, end, name, shape, dtype) of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +50,12 @@ def read_tensors(content: bytes) -> TensorFile:
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     if len(content) < max(start, _LENGTH_BYTES):
         raise InvalidAdapter(f"its table would end at byte {start} of {len(content)}")
-    entries = sorted(_entries(content[_LENGTH_BYTES:start]), key=attrgetter("begin", "end"))
-    _check_places(entries, len(content) - start)
+    lines = sorted(_lines(content[_LENGTH_BYTES:start]))
+    _check_places(lines, len(content) - start)
     payload = bytearray(memoryview(content)[start:])
     tensors: dict[str, Tensor] = {}
     finite = True
-    for run in _runs(entries):
+    for run in _runs(lines):
         numbers, pieces = _cut(run, payload)
         finite &= all_finite(numbers)
         tensors |= pieces
@@ -72,50 +67,50 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-def _entries(table: bytes) -> Iterator[_Entry]:
+def _lines(table: bytes) -> Iterator[Line]:
     try:
         for name, line in json.loads(table).items():
             if name != "__metadata__":
-                yield _entry(name, line)
+                yield _line(name, line)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InvalidAdapter(f"its table is malformed: {type(error).__name__}: {error}") from error
 
 
-def _entry(name: str, line: Mapping[str, Any]) -> _Entry:
-    (begin, end), dtype, shape = line["data_offsets"], line["dtype"], tuple(line["shape"])
-    if dtype not in DTYPES:
+def _line(name: str, line: Mapping[str, Any]) -> Line:
+    (begin, end), shape, dtype = line["data_offsets"], tuple(line["shape"]), line["dtype"]
+    if dtype not in _BYTES:
         raise InvalidAdapter(f"{name} has the dtype {str(dtype)[:20]!r}, which is not read here")
-    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+    if {type(begin), type(end), *map(type, shape)} != {int} or min(begin, end, *shape) < 0:
         raise InvalidAdapter(f"{name} has a shape or place that is no whole number")
-    if end - begin != prod(shape) * DTYPES[dtype].itemsize:
+    if end - begin != prod(shape) * _BYTES[dtype]:
         raise InvalidAdapter(f"{name} has {end - begin} bytes for {dtype} {list(shape)}")
-    return _Entry(name, dtype, shape, begin, end)
+    return begin, end, name, shape, dtype
 
 
-def _check_places(entries: Iterable[_Entry], size: int) -> None:
+def _check_places(lines: Iterable[Line], size: int) -> None:
     """Each byte belongs to one tensor: none is hidden, and none is read twice."""
-    end = 0
-    for entry in entries:
-        if entry.begin != end:
-            raise InvalidAdapter(f"{entry.name} begins at byte {entry.begin}, where the tensor before it ends at {end}")
-        end = entry.end
-    if end != size:
-        raise InvalidAdapter(f"its tensors end at byte {end} of {size}")
+    last = 0
+    for begin, end, name, _, _ in lines:
+        if begin != last:
+            raise InvalidAdapter(f"{name} begins at byte {begin}, where the tensor before it ends at {last}")
+        last = end
+    if last != size:
+        raise InvalidAdapter(f"its tensors end at byte {last} of {size}")
 
 
-def _runs(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
+def _runs(lines: Iterable[Line]) -> Iterator[list[Line]]:
     """Neighbours of one dtype, those without numbers left to themselves: they have no place to be cut from."""
-    for _, run in groupby(entries, key=lambda entry: (entry.dtype, entry.begin == entry.end)):
+    for _, run in groupby(lines, key=lambda line: (line[4], line[0] == line[1])):
         yield list(run)
 
 
-def _cut(run: list[_Entry], payload: bytearray) -> tuple[Tensor, dict[str, Tensor]]:
+def _cut(run: Sequence[Line], payload: bytearray) -> tuple[Tensor, dict[str, Tensor]]:
     """All numbers of a run in one row, and each tensor as a view of its part."""
-    dtype, begin, end = DTYPES[run[0].dtype], run[0].begin, run[-1].end
-    if begin == end:
-        return torch.empty(0), {entry.name: torch.empty(entry.shape, dtype=dtype) for entry in run}
-    if begin % dtype.itemsize:
-        payload, begin, end = payload[begin:end], 0, end - begin  # to where such numbers may stand
-    numbers = torch.frombuffer(payload, dtype=dtype, offset=begin, count=(end - begin) // dtype.itemsize)
-    pieces = numbers.split_with_sizes([(entry.end - entry.begin) // dtype.itemsize for entry in run])
-    return numbers, {entry.name: piece.view(entry.shape) for entry, piece in zip(run, pieces, strict=True)}
+    dtype, first, last = DTYPES[run[0][4]], run[0][0], run[-1][1]
+    if first == last:
+        return torch.empty(0), {name: torch.empty(shape, dtype=dtype) for _, _, name, shape, _ in run}
+    if first % dtype.itemsize:
+        payload, first, last = payload[first:last], 0, last - first  # to where such numbers may stand
+    numbers = torch.frombuffer(payload, dtype=dtype, offset=first, count=(last - first) // dtype.itemsize)
+    pieces = numbers.split_with_sizes([(end - begin) // dtype.itemsize for begin, end, _, _, _ in run])
+    return numbers, {line[2]: piece.view(line[3]) for line, piece in zip(run, pieces, strict=True)}

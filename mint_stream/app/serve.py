@@ -1,6 +1,7 @@
 """The serve role: one resident base, the local catalog, and requests of many adapters in each step."""
 
 import asyncio
+import gc
 from contextlib import AsyncExitStack
 
 from mint_stream import contracts
@@ -84,6 +85,7 @@ class ServeRole:
         self._parts.push_async_callback(self._engine.stop)
         cancellation_reader = await self._assemble(base, founded, producer, catalog, self._engine)
         self._readers = (catalog_reader, cancellation_reader)
+        gc.freeze()  # base and libraries stay for good: Python's collector need not walk over a million objects beside each load
 
     async def run(self) -> None:
         """Serve until drained; raise when the engine, the catalog or the intake fails."""

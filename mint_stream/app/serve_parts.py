@@ -48,9 +48,9 @@ def intake_limits(serving: ServingSettings) -> IntakeLimits:
     return IntakeLimits(max_records=serving.intake_records, max_bytes=serving.intake_bytes)
 
 
-def loader(base: ResidentBase, founded: PoolBase, settings: Settings, metrics: Metrics) -> Loader:
+def loader(base: ResidentBase, founded: PoolBase, settings: Settings, metrics: Metrics | None = None) -> Loader:
     """All tiers, for adapters of this base up to the rank that its pool was founded with."""
-    serving, dtype = settings.serving, base.adapter_dtype
+    serving, dtype, metrics = settings.serving, base.adapter_dtype, metrics or Metrics()
     disk_path = settings.home / "disk-tier"
     disk = DiskTier(disk_path, serving.disk_tier_bytes, dtype, Tally("disk", metrics)) if serving.disk_tier_bytes else None
     store = Store(settings.store_uri, settings.store.options)

@@ -4,8 +4,12 @@ device tier ◄─ host tier ◄─ disk tier ◄─ store          the last two
 """
 
 import asyncio
+import contextlib
+import os
 import random
+import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 
 from mint_stream.adapter import AdapterBlock
 from mint_stream.cache.backoff import Backoff
@@ -18,6 +22,8 @@ from mint_stream.errors import AdapterNotLoaded, EngineFailed, Reject, Retry
 from mint_stream.messages.adapters import Revision
 
 REMEMBERED_REFUSALS = 4096
+LEAST_URGENT = 19
+"""As the system's scheduler counts: loaders take the processor time that the running batch leaves."""
 
 
 class Loader:
@@ -32,6 +38,7 @@ class Loader:
         self.device = device
         self._backoff = backoff or Backoff()
         self._reading = asyncio.Semaphore(parallelism)
+        self._readers = ThreadPoolExecutor(parallelism, "mint-loader", _yield_to_the_batch)
         self._loads: SharedWork[Lease] = SharedWork(Lease.release)
         self._reads: SharedWork[AdapterBlock] = SharedWork()
         self._threads: set[asyncio.Task[None]] = set()
@@ -79,6 +86,7 @@ class Loader:
         await self._reads.close()
         if self._threads:
             await asyncio.wait(self._threads)
+        self._readers.shutdown(wait=False)
         self._source.close()
 
     async def _read(self, revision: Revision) -> AdapterBlock:
@@ -116,10 +124,14 @@ class Loader:
 
     async def _fetched(self, revision: Revision) -> AdapterBlock:
         """Not more than the host tier's worth is read ahead of the device: what waits for room there is held by nobody's budget."""
-        while self._unplaced_bytes >= self.host.budget_bytes:
-            self._fewer_unplaced.clear()
-            await self._fewer_unplaced.wait()
         await self._reading.acquire()
+        try:
+            while self._unplaced_bytes >= self.host.budget_bytes:
+                self._fewer_unplaced.clear()
+                await self._fewer_unplaced.wait()
+        except asyncio.CancelledError:
+            self._reading.release()
+            raise
         fetched: asyncio.Future[AdapterBlock] = asyncio.get_running_loop().create_future()
         thread = asyncio.create_task(self._through_thread(revision, fetched))
         self._threads.add(thread)
@@ -130,11 +142,12 @@ class Loader:
         """One place among the readers, from the first byte until the disk tier has it. Threads cannot be cancelled: what comes is kept."""
         self.loads_total += 1
         try:
-            block = await asyncio.to_thread(self._source.block, revision)
+            loop = asyncio.get_running_loop()
+            block = await loop.run_in_executor(self._readers, self._source.block, revision)
             self.host.put(block)
             if not fetched.done():
                 fetched.set_result(block)
-            await asyncio.to_thread(self._source.keep_on_disk, block)
+            await loop.run_in_executor(self._readers, self._source.keep_on_disk, block)
         except Exception as error:
             failure = self._remembered(revision, error) if isinstance(error, Reject) else error
             if not fetched.done():
@@ -148,6 +161,12 @@ class Loader:
         if len(self._refused) > REMEMBERED_REFUSALS:
             self._refused.popitem(last=False)
         return error
+
+
+def _yield_to_the_batch() -> None:
+    """For this thread only, where the system has priorities of threads."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
 
 
 def _key(revision: Revision) -> str:

@@ -19,6 +19,7 @@ def coldload(
     latency_ms: Annotated[float, typer.Option(min=0, help="Added to each read of the store.")] = 20.0,
     running: Annotated[int, typer.Option(min=1, help="Rows that run while adapters load.")] = 8,
     steps: Annotated[int, typer.Option(min=4, help="Steps of those rows, at least, on each side.")] = 40,
+    tensors: Annotated[int, typer.Option(min=2, help="Of one more adapter that is all tiny tensors.")] = 20_000,
     repeats: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 5,
     base: BaseName = None,
     home: Home = None,
@@ -29,11 +30,17 @@ def coldload(
     from mint_stream.model.pull import resolve_base
 
     settings = settings_from(base=base, home=home)
-    found = run(resolve_base(settings.base, settings.home), ColdLoad(adapters, requests, rank, latency_ms, running, steps, repeats))
+    found = run(
+        resolve_base(settings.base, settings.home), ColdLoad(adapters, requests, rank, latency_ms, running, steps, tensors, repeats)
+    )
     if as_json:
         return print_json(found)
     ratios = ("overlap_ratio", "step_time_ratio_while_loading")
     print_table(("ratio", "median", "min", "max"), [(name, *(f"{value:.2f}" for value in found[name].values())) for name in ratios])
+    print_table(
+        ("tiny tensors, ms", "median", "min", "max"),
+        [(side, *(f"{v:.0f}" for v in of.values())) for side, of in found["many_tensors"]["ms"].items()],
+    )
     counts = [(name, found[name]) for name in ("loads_for_one_adapter", "errors")]
     return print_table(
         (), [*counts, *((name, value) for part in ("workload", "machine", "versions") for name, value in found[part].items())]

@@ -14,7 +14,7 @@ from mint_stream.errors import CorruptObject
 from mint_stream.messages.adapters import Revision
 from tests.factories import tiny_base
 
-SMALL = ColdLoad(adapters=5, requests=6, rank=2, latency_ms=2.0, running=2, steps=6, repeats=1)
+SMALL = ColdLoad(adapters=5, requests=6, rank=2, latency_ms=2.0, running=2, steps=6, tensors=40, repeats=1)
 
 
 def test_it_reports_one_load_no_errors_and_ratios_with_their_spread(tmp_path: Path) -> None:
@@ -39,7 +39,11 @@ def test_numbers_other_than_published_get_no_figure(tmp_path: Path, monkeypatch:
 
 
 def test_loads_that_fail_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = AdapterSource.block
+
     def refuse(source: AdapterSource, revision: Revision) -> AdapterBlock:
+        if revision.adapter_id == "many":
+            return right(source, revision)
         raise CorruptObject(f"{revision.adapter_id}@1: no")
 
     monkeypatch.setattr(AdapterSource, "block", refuse)
