@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -112,14 +112,26 @@ class PeftConfig(BaseModel):
 
     def selects(self, path: str) -> bool:
         """Whether PEFT would adapt the layer at `path`."""
-        if _named(self.exclude_modules, path) or not _named(self.target_modules, path):
+        if self._excluded(path) or not self._targeted(path):
             return False
-        exactly = isinstance(self.target_modules, str) or path in (self.target_modules or ())
+        exactly = isinstance(self.target_modules, str) or self._targeted.exactly(path)
         return exactly or self._transforms(path)
 
     def selects_parameter(self, path: str) -> bool:
         """Whether PEFT would adapt the bare parameter at `path`, e.g. `model.layers.0.mlp.experts.down_proj`."""
-        return _named(self.target_parameters, path)
+        return self._parameters(path)
+
+    @cached_property
+    def _targeted(self) -> "_Named":
+        return _Named(self.target_modules)
+
+    @cached_property
+    def _excluded(self) -> "_Named":
+        return _Named(self.exclude_modules)
+
+    @cached_property
+    def _parameters(self) -> "_Named":
+        return _Named(self.target_parameters)
 
     def _transforms(self, path: str) -> bool:
         wanted = (self.layers_to_transform,) if isinstance(self.layers_to_transform, int) else self.layers_to_transform
@@ -172,13 +184,24 @@ def _first_match(patterns: Mapping[str, Number], path: str, otherwise: Number) -
     return next(found, otherwise)
 
 
-def _named(modules: Sequence[str] | str | None, path: str) -> bool:
-    """A string is a regular expression for the whole path; a list holds paths or their ends."""
-    if not modules:
-        return False
-    if isinstance(modules, str):
-        return modules.lower() == "all-linear" or _regex(modules).fullmatch(path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in modules)
+class _Named:
+    """Which paths a setting of PEFT's names: a string is a regular expression for the whole path; a list holds paths or their ends.
+
+    A list may hold tens of thousands, so a path's few ends are looked up in it."""
+
+    def __init__(self, modules: Sequence[str] | str | None) -> None:
+        self._pattern = modules if isinstance(modules, str) else ""
+        self._names: frozenset[str] = frozenset() if isinstance(modules, str) else frozenset(modules or ())
+
+    def __call__(self, path: str) -> bool:
+        """Whether `path` is named."""
+        if self._pattern:
+            return self._pattern.lower() == "all-linear" or _regex(self._pattern).fullmatch(path) is not None
+        return self.exactly(path) or any(path[dot + 1 :] in self._names for dot, sign in enumerate(path) if sign == ".")
+
+    def exactly(self, path: str) -> bool:
+        """Whether a list has the whole of `path`."""
+        return path in self._names
 
 
 @lru_cache(maxsize=1024)
