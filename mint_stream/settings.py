@@ -56,6 +56,8 @@ class ServingSettings(_Group):
     """Prompt and completion together; never more than the base's own context."""
     max_rank: int = Field(default=128, ge=1)
     """Of a pool that this worker founds; a pool that is there keeps its founder's."""
+    kv_cache_bytes: int | None = Field(default=None, ge=2**20)
+    """On a GPU: for keys and values, in pages. None is three quarters of what the base and the device tier leave; a CPU has slots."""
     device_tier_bytes: int = Field(default=512 * 2**20, ge=2**20)
     host_tier_bytes: int = Field(default=1024 * 2**20, ge=2**20)
     disk_tier_bytes: int = Field(default=2 * 2**30, ge=0)
@@ -119,6 +121,8 @@ class Settings(BaseSettings):
     pool: str | None = None
     """None is derived from the base's name."""
     home: Path = Field(default_factory=lambda: Path.home() / ".mint_stream")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where serving and training workers compute; auto is a GPU where torch sees one."""
     worker_id: str | None = None
     """None is role, host and process id; a stable name keeps partitions across restarts."""
     log_json: bool = False

@@ -8,7 +8,7 @@ from mint_stream import contracts
 from mint_stream.app import logs
 from mint_stream.app.catalog_copy import current_catalog
 from mint_stream.app.provisioned import topics
-from mint_stream.app.serve_parts import admission_limits, budgets, intake_limits, loader, pool_base
+from mint_stream.app.serve_parts import admission_limits, budgets, chosen_device, intake_limits, kv_cache_bytes, loader, pool_base
 from mint_stream.app.shell import Shell
 from mint_stream.app.workplace import Workplace
 from mint_stream.bus import provision
@@ -71,7 +71,7 @@ class ServeRole:
         settings = self._settings
         await provision.verify(self._connection, list(self._topics.values()), settings.pool_name)
         path = await asyncio.to_thread(resolve_base, settings.base, settings.home)
-        base = await asyncio.to_thread(load_base, path)
+        base = await asyncio.to_thread(load_base, path, device=chosen_device(settings))
         producer = Producer(self._connection, source=f"mint-stream/{self._workplace.worker_id}")
         await producer.start()
         self._parts.push_async_callback(producer.stop)
@@ -80,7 +80,8 @@ class ServeRole:
         founded = own.model_copy(update={"max_rank": founder.max_rank})  # the registrar lets in what the founder's cap lets in
         copy = current_catalog(self._connection, self._workplace.path / "catalog", self._topics["adapter-revisions"])
         catalog, catalog_reader = await self._parts.enter_async_context(copy)  # before the engine: what still runs may look into it
-        self._engine = Engine(base, budgets(settings.serving), founded.context_tokens)
+        pages = kv_cache_bytes(base, settings.serving)
+        self._engine = Engine(base, budgets(settings.serving), founded.context_tokens, kv_cache_bytes=pages)
         await self._engine.start()
         self._parts.push_async_callback(self._engine.stop)
         cancellation_reader = await self._assemble(base, founded, producer, catalog, self._engine)

@@ -1,5 +1,7 @@
 """What the serve role's settings become: the limits and tiers of its parts."""
 
+import torch
+
 from mint_stream.bus.intake import IntakeLimits
 from mint_stream.cache.device import DeviceTier
 from mint_stream.cache.disk import DiskTier
@@ -8,12 +10,16 @@ from mint_stream.cache.loader import Loader
 from mint_stream.cache.source import AdapterSource
 from mint_stream.cache.tally import Tally
 from mint_stream.engine.batcher import Budgets
+from mint_stream.errors import InvalidSettings
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.metrics import Metrics
 from mint_stream.model.base import ResidentBase
 from mint_stream.settings import ServingSettings, Settings
 from mint_stream.store import Store
 from mint_stream.workers.admission import AdmissionLimits
+
+KV_SHARE = 0.75
+"""Of what the base and the device tier leave; passes need the rest."""
 
 
 def pool_base(base: ResidentBase, settings: Settings) -> PoolBase:
@@ -27,6 +33,24 @@ def pool_base(base: ResidentBase, settings: Settings) -> PoolBase:
         targets=base.targets(),
         max_rank=settings.serving.max_rank,
     )
+
+
+def chosen_device(settings: Settings) -> torch.device:
+    """Where the base goes. Raises InvalidSettings for a GPU that is not there."""
+    there = torch.cuda.is_available()
+    if settings.device == "cuda" and not there:
+        raise InvalidSettings("MINT_DEVICE is cuda, and torch sees no CUDA device here: unset it, or run this worker where a GPU is")
+    return torch.device("cuda", torch.cuda.current_device()) if there and settings.device != "cpu" else torch.device("cpu")
+
+
+def kv_cache_bytes(base: ResidentBase, serving: ServingSettings) -> int | None:
+    """For pages of keys and values on the base's device; None where they are kept in slots, on CPUs."""
+    if base.device.type == "cpu":
+        return None
+    if serving.kv_cache_bytes is not None:
+        return serving.kv_cache_bytes
+    free, _ = torch.cuda.mem_get_info(base.device)
+    return int(KV_SHARE * max(0, free - serving.device_tier_bytes))
 
 
 def budgets(serving: ServingSettings) -> Budgets:

@@ -3,12 +3,13 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 
 from mint_stream import contracts
 from mint_stream.app import logs
 from mint_stream.app.catalog_copy import current_catalog
 from mint_stream.app.provisioned import topics
-from mint_stream.app.serve_parts import pool_base
+from mint_stream.app.serve_parts import chosen_device, pool_base
 from mint_stream.app.shell import Shell
 from mint_stream.app.workplace import Workplace
 from mint_stream.bus import provision
@@ -123,7 +124,7 @@ class TrainRole:
 
     async def _loaded(self, settings: Settings) -> ResidentBase:
         path = await asyncio.to_thread(resolve_base, settings.base, settings.home)
-        return await asyncio.get_running_loop().run_in_executor(self._torch, load_base, path)
+        return await asyncio.get_running_loop().run_in_executor(self._torch, partial(load_base, path, device=chosen_device(settings)))
 
     def _equipped(self, base: ResidentBase, founder: PoolBase) -> tuple[Trainer, Workshop]:
         """Everything that needs torch. Checks the base by passes of its own, so it belongs on torch's thread."""

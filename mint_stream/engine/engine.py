@@ -10,6 +10,7 @@ import torch
 
 from mint_stream.engine.batcher import Budgets
 from mint_stream.engine.generation import Completion, EngineLoad, Generation, OnText
+from mint_stream.engine.graphs import CudaGraphs
 from mint_stream.engine.runner import Runner
 from mint_stream.engine.step_loop import Outcome, StepLoop
 from mint_stream.errors import BaseMismatch, Cancelled, EngineFailed, InvalidRequest, PromptTooLong
@@ -44,7 +45,8 @@ class Engine:
         """
         self._base, self._threads = base, threads
         self.context_tokens = min(context_tokens or base.context_tokens, base.context_tokens)
-        self._runner = Runner(base, budgets.max_num_seqs, self.context_tokens, kv_cache_bytes)
+        graphs = CudaGraphs() if base.device.type == "cuda" else None
+        self._runner = Runner(base, budgets.max_num_seqs, self.context_tokens, kv_cache_bytes, graphs)
         self._steps = StepLoop(self._runner, budgets, self._decode, base.eos_tokens, self._post, reuse_prefixes)
         self._asked: dict[int, _Asked] = {}
         self._keys = itertools.count()

@@ -20,10 +20,14 @@ from mint_stream.engine.sequence import RunningSequence
 from mint_stream.engine.sequence_cache import SequenceCache
 from mint_stream.kernels import Segments, triton_on
 from mint_stream.kernels.bound_attention import planes_of
+from mint_stream.kernels.warming import warm
 from mint_stream.model.base import ResidentBase
 from mint_stream.model.forward import PackedModel
 from mint_stream.model.passes import AdapterSet, Pass, Span
 from mint_stream.model.trial import LENGTHS, check_packing
+
+WARM_ROWS = 33
+"""More than any tile for decode rows has, so that kernels for longer chunks are compiled too."""
 
 
 class Runner:
@@ -36,7 +40,7 @@ class Runner:
 
         `graphs` record decode steps of bases whose layers are all fused, where Triton's kernels compute; None: every step is asked for.
         """
-        self._base, self._graphs = base, graphs
+        self._base, self._graphs, self._slot_tokens = base, graphs, slot_tokens
         self.decode_graphs: DecodeGraphs | None = None
         self._packed = PackedModel(base.model, base.linears, base.output_head)
         self._dtype, self._kv_cache_bytes = base.dtype, kv_cache_bytes
@@ -46,7 +50,8 @@ class Runner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Two sequences, a prefill and a decode step: libraries choose their kernels and the cache's memory is mapped.
+        """Two sequences, a prefill and a decode step: libraries choose their kernels, the cache's memory is mapped, Triton's kernels are
+        compiled for all that passes may ask of them, and graphs of decode steps are captured.
 
         Raises BaseUnusable when packed passes of this base are not what the stock model computes."""
         trial = self._cache_of(len(LENGTHS), max(LENGTHS))
@@ -55,14 +60,17 @@ class Runner:
         check_packing(self._packed, trial)
         if isinstance(self.cache, PagedCache) and isinstance(trial, PagedCache) and self._kv_cache_bytes is not None:
             self.cache.limit(self._kv_cache_bytes // trial.page_bytes)
-        slots = [found.slot for _ in range(2) if (found := self.cache.take(length=9)) is not None]
-        for rows, position in ((8, 0), (1, 8)):
-            spans = tuple(Span(at * rows, (at + 1) * rows, position, slot) for at, slot in enumerate(slots))
-            pass_ = Pass((0,) * rows * 2, spans, (rows - 1, 2 * rows - 1), Segments((), 2 * rows))
+        warm(self._packed.device, self._dtype)
+        rows = min(WARM_ROWS, self._slot_tokens - 1)
+        slots = [found.slot for _ in range(2) if (found := self.cache.take(length=rows + 1)) is not None]
+        for count, position in ((rows, 0), (1, rows)):
+            spans = tuple(Span(at * count, (at + 1) * count, position, slot) for at, slot in enumerate(slots))
+            selected = tuple(span.end - 1 for span in spans)
+            pass_ = Pass((0,) * count * len(slots), spans, selected, Segments((), count * len(slots)))
             self.cache.place(pass_)
             self._packed.forward(pass_, self.cache)
         for slot in slots:
-            self.cache.advance(slot, 9)
+            self.cache.advance(slot, rows + 1)
             self.cache.release(slot)
         self._capture()
 

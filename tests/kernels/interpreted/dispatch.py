@@ -27,7 +27,9 @@ from mint_stream.kernels import (
 )
 from mint_stream.kernels.attention import Rule, packed_attention, takes_attention
 from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
+from mint_stream.kernels.tiles import RANKS, ROWS
 from mint_stream.kernels.training_cuda import readable, takes
+from mint_stream.kernels.warming import warm
 from tests.kernels import mixes
 
 ATOL = 2e-4
@@ -35,6 +37,10 @@ ATOL = 2e-4
 
 def test_triton_computes_wherever_it_interprets() -> None:
     assert paths.INTERPRETED and triton_on(torch.device("cpu"))
+
+
+def test_every_variant_of_every_rank_is_tried_before_anybody_waits_for_it() -> None:
+    assert warm(torch.device("cpu"), torch.float32) == len(ROWS) * len(RANKS)
 
 
 def test_slices_that_triton_can_read_and_one_that_it_cannot_all_get_their_adapters() -> None:
