@@ -45,7 +45,7 @@ class Runner:
         self._packed = PackedModel(base.model, base.linears, base.output_head)
         self._dtype, self._kv_cache_bytes = base.dtype, kv_cache_bytes
         self.cache: SequenceCache = self._cache_of(slots, slot_tokens)
-        self._placing: Placing = SideBySide(slots) if kv_cache_bytes is None else WhereTheyAre()
+        self._placing: Placing = SideBySide(slots) if kv_cache_bytes is None and base.device.type == "cpu" else WhereTheyAre()
         self.max_adapters_in_step = 0
 
     @torch.inference_mode()

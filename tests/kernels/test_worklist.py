@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_stream.kernels.segments import Segment, Segments
+from mint_stream.kernels.segments import Bound, Segment, Segments
 from mint_stream.kernels.tiles import DTYPES, ROWS, every_tile, rank_bucket, tile
-from mint_stream.kernels.worklist import Launch, bucket, plan
+from mint_stream.kernels.worklist import Launch, bucket, cut, plan
 from tests.kernels import mixes
 
 long_pieces = st.lists(st.tuples(st.integers(-1, mixes.ADAPTERS - 1), st.integers(0, 400)), min_size=1, max_size=40)
@@ -72,3 +72,27 @@ def test_every_tile_that_a_plan_may_choose_is_known() -> None:
     with pytest.raises(ValueError, match="ranks from 1 to 128, not 129"):
         tile(16, 129, torch.float32)
     assert [rank_bucket(rank) for rank in (1, 16, 17, 32, 33, 128)] == [16, 16, 32, 32, 128, 128]
+
+
+@given(st.integers(0, 200), st.integers(1, 128), inputs, dtypes, st.integers(1, 8))
+def test_a_pass_of_which_the_shape_alone_is_known_has_as_many_items_as_its_shape(
+    count: int, rank: int, inputs: int, dtype: torch.dtype, slices: int
+) -> None:
+    items = torch.zeros(count, 4, dtype=torch.int32)
+    launches = plan(Segments((), 200, bound=Bound(items, rank)), [0, 0], inputs, dtype, slices=slices)
+    if not count:
+        assert launches == ()
+        return
+    (launch,) = launches
+    assert len(launch.items) == count and not any(item.rows for item in launch.items) and launch.tile == tile(ROWS[0], rank, dtype)
+    assert 1 <= launch.planes <= launch.tile.max_planes and launch.planes * launch.steps * launch.tile.inputs >= inputs
+
+
+@given(long_pieces, st.sampled_from(ROWS))
+def test_items_cover_every_adapted_row_once_whoever_adapts_it(pieces: list[tuple[int, int]], height: int) -> None:
+    segments = mixes.segments_of(pieces)
+    items = cut(segments, height)
+    assert [row for item in items for row in range(item.start, item.start + item.rows)] == [
+        row for row, slot in enumerate(segments.slots()) if slot >= 0
+    ]
+    assert all(0 < item.rows <= height for item in items)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mint_stream.kernels import (
+    Bound,
     Dropout,
     ExpertPairs,
     LoraWeights,
@@ -25,8 +26,9 @@ from mint_stream.kernels import (
     reference,
     triton_on,
 )
-from mint_stream.kernels.attention import Rule, packed_attention, takes_attention
+from mint_stream.kernels.attention import Rule, packed_attention, paged_attention, takes_attention
 from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
+from mint_stream.kernels.bound_attention import BoundAttention
 from mint_stream.kernels.tiles import RANKS, ROWS
 from mint_stream.kernels.training_cuda import readable, takes
 from mint_stream.kernels.warming import warm
@@ -52,6 +54,16 @@ def test_slices_that_triton_can_read_and_one_that_it_cannot_all_get_their_adapte
     add_lora_slices(x, ys, segments, SliceWeights(sites))
     for got, right in zip(ys, expected, strict=True):
         torch.testing.assert_close(got, right, atol=ATOL, rtol=ATOL)
+
+
+def test_a_graphs_layer_that_triton_cannot_read_is_refused_and_not_left_to_the_bare_base() -> None:
+    bound = Segments((), 4, bound=Bound(torch.zeros(4, 4, dtype=torch.int32), 32))
+    with pytest.raises(ValueError, match="a graph's layers are read by the kernels"):
+        add_lora_slices(mixes.random(4, 64), [mixes.random(4, 18)], bound, SliceWeights([SiteWeights([None, None])]))
+    q, pages = mixes.random(2, 4, 18), mixes.random(3, 16, 2, 18)
+    spans = BoundAttention(4, 1, q.device).spans(2, 1)
+    with pytest.raises(ValueError, match="a graph attends by the kernels"):
+        paged_attention(q, pages, pages, torch.zeros(1, 1, dtype=torch.int32), spans, Rule(0.25))
 
 
 def test_the_matrices_of_one_expert_layer_share_the_pairs_that_the_device_made() -> None:
