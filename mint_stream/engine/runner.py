@@ -100,6 +100,8 @@ class Runner:
         tokens = choose(drawn, [chosen[row].sequence.draw() for row in drawing]) if drawing else []
         following = dict(zip(drawing, tokens, strict=True))
         self._score(chosen, logits, following)
+        if not chosen and self._packed.device.type == "cuda":  # nothing was read from the device, and a block it reads may be let go now
+            torch.cuda.current_stream(self._packed.device).synchronize()
         return [(chosen[row].sequence, token) for row, token in following.items()]
 
     def _score(self, chosen: "Sequence[Chosen]", logits: Tensor, drawn: Mapping[int, int | None]) -> None:
