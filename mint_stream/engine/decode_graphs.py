@@ -56,9 +56,9 @@ class DecodeGraphs:
         if any(span.rows != 1 for span in pass_.spans) or pass_.selected != tuple(range(len(pass_.tokens))):
             return None
         items = len(cut(pass_.segments, ROWS[0]))
-        if items and not self._tables.holds(pass_.adapters):
+        rank = self._tables.rank(pass_.adapters) if items else 0
+        if rank is None:
             return None
-        rank = max((lora.rank for layers in pass_.adapters.layers for lora in layers.values()), default=0) if items else 0
         longest = max((span.length for span in pass_.spans), default=0)
         return self._shapes.holding(len(pass_.tokens), items, rank, planes_of(longest))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -49,10 +49,15 @@ class DecodeTables:
         self._weights = BoundWeights(paths, slots, device)
         self._adapters = BoundAdapters(self._weights)
         self._loaded: ref[AdapterSet] | None = None
+        self._ranks: WeakKeyDictionary[AdapterSet, int | None] = WeakKeyDictionary()
 
-    def holds(self, adapters: AdapterSet) -> bool:
-        """Whether all that these adapters have can be looked up here."""
-        return self._weights.holds(adapters.layers)
+    def rank(self, adapters: AdapterSet) -> int | None:
+        """The largest of these adapters', looked for once; None when they have something that cannot be looked up here."""
+        if adapters not in self._ranks:
+            held = self._weights.holds(adapters.layers)
+            ranks = (lora.rank for layers in adapters.layers for lora in layers.values())
+            self._ranks[adapters] = max(ranks, default=0) if held else None
+        return self._ranks[adapters]
 
     def places(self, shape: Shape) -> Tensor:
         """[rows]: where keys and values are written."""
