@@ -86,7 +86,7 @@ class Batcher:
         self._lanes: dict[Lane, _Queue] = {"online": _Queue(), "bulk": _Queue()}
         self._deadlines: list[tuple[float, int]] = []
         self._short: Waiting | None = None
-        """Who found no memory last."""
+        """Who came first of those who found no memory."""
 
     @property
     def waiting(self) -> int:
@@ -140,7 +140,9 @@ class Batcher:
             return None
         computed = self._begin(chosen.key)
         if computed is None:
-            self._short, plan.out_of_memory = chosen, True
+            plan.out_of_memory = True
+            if self._short is None or self._short.key not in self._waiting or chosen.arrived_at_s < self._short.arrived_at_s:
+                self._short = chosen
             return None
         del self._waiting[chosen.key]
         self._lanes[lane].remove(chosen)

@@ -209,27 +209,28 @@ def test_in_any_memory_that_holds_the_longest_everyone_has_their_turn(arrivals: 
 
 
 def test_who_finds_no_memory_and_has_aged_holds_back_those_who_came_later_in_both_lanes() -> None:
-    free = [2]
+    free = [1]
 
     def begin(key: int) -> int | None:
-        needs = 2 if key == 1 else 1
+        needs = 2 if key == 0 else 1
         if needs > free[0]:
             return None
         free[0] -= needs
         return 0
 
     batcher = Batcher(Budgets(max_num_seqs=4, max_num_batched_tokens=10, ageing_s=5.0), begin)
-    batcher.add(Waiting(0, 1, None, "online", 0.0))
-    assert batcher.step(0.0).admitted == (0,)
-    batcher.add(Waiting(1, 1, None, "online", 1.0))
-    batcher.add(Waiting(2, 1, None, "bulk", 2.0))
-    assert batcher.step(2.0).admitted == (), "no room for 1, so for nobody in this step"
+    batcher.add(Waiting(0, 1, None, "bulk", 0.0))
+    batcher.add(Waiting(1, 1, None, "bulk", 1.0))
+    assert batcher.step(1.0).admitted == (), "no memory for 0, so for nobody in this step"
+    batcher.add(Waiting(2, 1, None, "online", 2.0))
+    batcher.add(Waiting(3, 1, None, "online", 2.5))
+    assert batcher.step(3.0).admitted == (2,), "0 has not aged"
     free[0] = 1
-    assert batcher.step(7.0).admitted == (), "2 would fit, but 1 has aged"
+    assert batcher.step(6.0).admitted == (), "3 would fit, but 0 has aged"
     free[0] = 2
-    assert batcher.step(8.0).admitted == (1,)
-    free[0] = 1
-    assert batcher.step(9.0).admitted == (2,)
+    assert batcher.step(7.0).admitted == (0,)
+    free[0] = 2
+    assert batcher.step(8.0).admitted == (3, 1)
 
 
 def test_a_running_adapter_is_preferred_to_a_new_one() -> None:

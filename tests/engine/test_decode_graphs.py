@@ -33,12 +33,19 @@ class Reader:
     def __init__(self, cache: PagedCache) -> None:
         self._cache = cache
         self.seen: dict[str, Any] = {}
+        self.memory: dict[object, set[int]] = {}
+        """Where each of the tables has been."""
 
     def __call__(self, pass_: Pass) -> Tensor:
         inputs, spans = pass_.scratch[INPUTS], pass_.scratch[PAGED_SPANS]
         rows = inputs.tokens.shape[1]
         self._cache.update(inputs.tokens[:, None, :, None].float(), inputs.positions[:, None, :, None].float(), layer_idx=0)
         bound = pass_.segments.bound
+        tables = {"tokens": inputs.tokens, "positions": inputs.positions, "selected": inputs.selected, "places": self._cache._rows}
+        tables |= {"items": bound.items} if bound is not None else {}
+        tables |= {window: spans.work(2, window, 64, CPU).low for window in (None, WINDOW)}
+        for name, table in tables.items():
+            self.memory.setdefault(name, set()).add(table.data_ptr())
         self.seen = {
             "tokens": inputs.tokens[0].tolist(),
             "positions": inputs.positions[0].tolist(),
@@ -95,6 +102,7 @@ def test_each_replay_reads_its_own_step_from_the_tables(history: list[list[tuple
         _check(reader.seen, pass_, cache)
         for span in pass_.spans:
             cache.release(span.slot)
+    assert len(reader.memory) == 7 and all(len(places) == 1 for places in reader.memory.values()), "all of it stays where it is"
 
 
 def _check(seen: dict[str, Any], pass_: Pass, cache: PagedCache) -> None:

@@ -137,6 +137,14 @@ def test_the_beginning_used_last_is_forgotten_last_and_its_end_before_its_start(
     assert pool.open(4, None, [2, 2, 2, 2, 2], 5) == 2
 
 
+def test_pages_that_are_found_count_as_taken_from_what_is_spare() -> None:
+    pool = PagePool(3, PAGE)
+    ended(pool, 0, None, [1, 1, 1, 1])
+    assert pool.open(1, None, [9], 1) == 0 and pool.spare == 2
+    assert pool.open(2, None, [1, 1, 1, 1, 1], 5) is None, "both spare pages hold its beginning, and it needs one more"
+    assert pool.open(2, None, [1, 1, 1], 3) == 2
+
+
 def test_nothing_is_given_beyond_the_promise() -> None:
     pool = PagePool(PAGES, PAGE)
     pool.open(0, None, [1], 3)
