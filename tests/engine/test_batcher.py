@@ -230,7 +230,7 @@ def test_who_finds_no_memory_and_has_aged_holds_back_those_who_came_later_in_bot
     free[0] = 2
     assert batcher.step(7.0).admitted == (0,)
     free[0] = 2
-    assert batcher.step(8.0).admitted == (3, 1)
+    assert batcher.step(8.0).admitted == (1, 3)
 
 
 def test_a_running_adapter_is_preferred_to_a_new_one() -> None:
