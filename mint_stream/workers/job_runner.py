@@ -236,7 +236,7 @@ class JobRunner:
         run, job = work.run, work.run.job
         pause = self._pausing(job, report)
         progress = Progress(job.hyperparameters.steps, self._terms.progress_s)
-        number = await self._publishing.publish(work, report, pause) if run.step and publish_due(job, run.step) else None
+        number = await self._publishing.publish(work, report, pause, saved=True) if run.step and publish_due(job, run.step) else None
         while not run.done:
             self._check(job, report)
             made = await self._passes.step(run)
@@ -245,11 +245,10 @@ class JobRunner:
             self._count(work, made)
             if told := progress.add(made):
                 await report.mention("running", **told)
-            if checkpoint_due(job, run.step):
-                await self._shop.patiently(pause, self._workshop.save, work, report.attempt)
-                self._after("checkpoint-durable")
             if publish_due(job, run.step):
-                number = await self._publishing.publish(work, report, pause)
+                number = await self._publishing.publish(work, report, pause, saved=False)
+            elif checkpoint_due(job, run.step):
+                await self._publishing.save(work, report, pause)
         return number
 
     async def _end(self, report: JobReport, error: MintError) -> None:

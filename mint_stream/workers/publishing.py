@@ -1,11 +1,12 @@
 """Publishing a step of a job as a revision.
 
-    files durable ─► announce acked ─► answered by the registrar ─► reported
+    checkpoint and files durable ─► announce acked ─► answered by the registrar ─► reported
 
 The registrar knows a step by (job, step), so whoever repeats a publish after a crash is answered with the first one's revision. The
 command_id has the attempt too: the refusal of an older attempt is never taken for the answer to a newer one.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -26,7 +27,7 @@ publish-reported, end-reported, record-closed; and `passed` after each pass, `st
 
 
 class Publishing:
-    """Makes revisions of jobs whose checkpoint is durable already."""
+    """Makes checkpoints durable, and revisions of what they hold."""
 
     def __init__(self, commands: Commands, claims: Claims, workshop: Workshop, shop: TorchThread, pool: str, after: After) -> None:
         self._commands = commands
@@ -36,11 +37,17 @@ class Publishing:
         self._pool = pool
         self._after = after
 
-    async def publish(self, work: Work, report: JobReport, pause: Pause) -> int | None:
-        """The number of the step's revision. Raises CommandRejected or OwnershipLost when the registrar refuses it."""
+    async def save(self, work: Work, report: JobReport, pause: Pause) -> None:
+        """Make the job's checkpoint durable."""
+        await self._shop.patiently(pause, self._workshop.save, work, report.attempt)
+        self._after("checkpoint-durable")
+
+    async def publish(self, work: Work, report: JobReport, pause: Pause, saved: bool) -> int | None:
+        """The number of the step's revision. A checkpoint that is not `saved` yet is made durable beside the files.
+
+        Raises CommandRejected or OwnershipLost when the registrar refuses the revision."""
         job, step = work.run.job, work.run.step
-        manifest = await self._shop.patiently(pause, self._workshop.upload, work)
-        self._after("files-durable")
+        manifest = await (self._upload(work, pause) if saved else self._save_and_upload(work, report, pause))
         sent = await self._commands.send(self._command(job, step, report.attempt, manifest))
         self._after("announced")
         answer = await sent.answer()
@@ -51,6 +58,20 @@ class Publishing:
         self._after("publish-reported")
         log.info("published job_id=%s step=%d as %s@%s", job.job_id, step, job.adapter_id, number)
         return number
+
+    async def _upload(self, work: Work, pause: Pause) -> Manifest:
+        manifest = await self._shop.patiently(pause, self._workshop.upload, work)
+        self._after("files-durable")
+        return manifest
+
+    async def _save_and_upload(self, work: Work, report: JobReport, pause: Pause) -> Manifest:
+        """Both at once, for neither needs the other; nothing is announced before both are durable."""
+        uploading = asyncio.create_task(self._upload(work, pause))
+        try:
+            await self.save(work, report, pause)
+        finally:
+            await asyncio.wait({uploading})
+        return uploading.result()
 
     def _command(self, job: TrainingJob, step: int, attempt: int, manifest: Manifest) -> Announce:
         return Announce(
