@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mint_stream.app.demo_adapters import STRANGERS, TRAINED, write_adapters
+from mint_stream.app.demo_adapters import APPRENTICE, STRANGERS, TRAINED, write_adapters
 from mint_stream.app.demo_data import Example, examples, split
 from mint_stream.app.demo_tally import Tally
 from mint_stream.app.importing import import_adapter
@@ -153,14 +153,23 @@ class Demo:
         return accuracy
 
     async def _train(self) -> RevisionAnnounced:
-        """Submit the job, watch it, and ask the new revision for its first token as soon as it is announced."""
+        """Submit two jobs, which share passes, watch them, and ask the first one's revision for a token as soon as it is announced."""
         async with self._client.revisions(TRAINED) as events:
+            beside = asyncio.create_task(self._beside(await self._client.train(self._apprentice_job())))
             job_id = await self._client.train(self._job())
             asking = asyncio.create_task(self._first_token(events))
             async for event in self._client.watch(job_id):
                 self._show.training(event)
                 _expect_alive(event)
+            await asyncio.wait_for(beside, timeout=60)
             return await asyncio.wait_for(asking, timeout=60)
+
+    async def _beside(self, job_id: str) -> None:
+        """The end of the other job."""
+        async for event in self._client.watch(job_id):
+            _expect_alive(event)
+            if event.terminal:
+                self._show.say(f"job {job_id}: {event.state}, revision {event.number} of {event.adapter_id}, trained in the same passes")
 
     async def _first_token(self, events: AsyncIterator[AdapterEvent]) -> RevisionAnnounced:
         async for event in events:
@@ -208,6 +217,18 @@ class Demo:
             promotion="manual",
             submitted_at_ms=time.time_ns() // 1_000_000,
         )
+
+    def _apprentice_job(self) -> TrainingJob:
+        """Another adapter of other rank and rate, for an eighth of the tokens."""
+        job = self._job()
+        settings = {"steps": max(5, self._size.steps // 2), "batch_size": max(1, self._size.batch_size // 4), "learning_rate": 5e-4}
+        changes = {
+            "job_id": f"{job.job_id}-{APPRENTICE}",
+            "adapter_id": APPRENTICE,
+            "lora": LoraSettings(rank=4, alpha=8),
+            "hyperparameters": job.hyperparameters.model_copy(update=settings),
+        }
+        return job.model_copy(update=changes)
 
     def _say_event(self, event: AdapterEvent) -> None:
         self._show.say(f"event {event.model_dump_json(exclude_none=True)}")

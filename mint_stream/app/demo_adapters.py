@@ -13,6 +13,9 @@ from mint_stream.messages.training import LoraSettings
 TRAINED = "household"
 """The adapter that the demo trains."""
 
+APPRENTICE = "apprentice"
+"""A smaller adapter that learns of the same commands, in the same passes."""
+
 STRANGERS = {"aria": 4, "bruno": 8, "celia": 16}
 """Adapters that only share the batch, and their ranks."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mint_stream.app.demo import Demo, DemoReport, DemoSize
-from mint_stream.app.demo_adapters import STRANGERS
+from mint_stream.app.demo_adapters import APPRENTICE, STRANGERS
 from mint_stream.bus.connection import Connection
 from mint_stream.client import Client
 from mint_stream.messages.training import TrainingEvent
@@ -59,4 +59,5 @@ def check(report: DemoReport, notes: Notes) -> None:
     assert report.rollback_to_effect_ms > 0
     assert notes.states[0] == "queued"
     assert notes.states[-1] == "succeeded"
+    assert any(f"of {APPRENTICE}, trained in the same passes" in line and "succeeded" in line for line in notes.lines)
     assert set(report.stage_seconds) == set(notes.steps)
