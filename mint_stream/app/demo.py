@@ -219,9 +219,9 @@ class Demo:
         )
 
     def _apprentice_job(self) -> TrainingJob:
-        """Another adapter of other rank and rate, for an eighth of the tokens."""
+        """Another adapter of other rank and rate; small, so that its batches fit into the other's passes."""
         job = self._job()
-        settings = {"steps": max(5, self._size.steps // 2), "batch_size": max(1, self._size.batch_size // 4), "learning_rate": 5e-4}
+        settings = {"steps": max(5, self._size.steps // 4), "batch_size": max(1, self._size.batch_size // 8), "learning_rate": 5e-4}
         changes = {
             "job_id": f"{job.job_id}-{APPRENTICE}",
             "adapter_id": APPRENTICE,
