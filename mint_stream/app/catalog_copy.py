@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from mint_stream import contracts
 from mint_stream.bus.connection import Connection
+from mint_stream.bus.replay import replay
 from mint_stream.bus.table import LogReader
 from mint_stream.bus.topic_facts import topic_facts
 from mint_stream.catalog import Catalog
@@ -23,14 +23,19 @@ _MARK_S = 60.0
 @asynccontextmanager
 async def current_catalog(connection: Connection, path: Path, revisions: Topic) -> AsyncIterator[tuple[Catalog, LogReader]]:
     """A catalog that holds everything the log held when this was entered, and follows it from then on."""
-    facts = await topic_facts(connection, contracts.ADAPTER_REVISIONS.name())
+    topic = revisions.name()
+    facts = await topic_facts(connection, topic)
     with Catalog(path, revisions.partitions) as catalog:
         start = catalog.prepare(facts.topic_id, facts.delete_retention_ms, now_ms())
-        reader = LogReader(connection, contracts.ADAPTER_REVISIONS.name(), catalog.apply, start=start)
+        begun_ms = now_ms()
+        catalog.mark_current(begun_ms, [number for number in range(catalog.partitions) if number not in start])
+        await replay(connection, topic, catalog.apply_all, start)
+        reader = LogReader(connection, topic, catalog.apply, start=catalog.positions())
         await reader.start()
         noting = asyncio.create_task(marking(catalog, reader, _MARK_S))
         try:
             await reader.caught_up()
+            catalog.mark_current(begun_ms)
             yield catalog, reader
         finally:
             noting.cancel()

@@ -7,13 +7,13 @@ LogReader ─► apply(partition, records, next offset) ─► one LMDB transact
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from mint_stream.catalog.aliases import PRODUCTION
 from mint_stream.catalog.barrier import Barrier
 from mint_stream.catalog.canary import Chosen, falls_to
 from mint_stream.catalog.changes import Change
-from mint_stream.catalog.fold import CatalogRecord, LogRecord, decode_row, fold
+from mint_stream.catalog.fold import CatalogRecord, LogRecord, fold, fold_unwatched, read_row
 from mint_stream.catalog.reference import Reference, servable
 from mint_stream.catalog.rows import Row, Rows
 from mint_stream.messages.adapters import Head, Revision, SpentNumbers, head_key, revision_key, spent_key
@@ -22,8 +22,19 @@ from mint_stream.messages.shared import CatalogPosition
 
 R = TypeVar("R", Head, Revision, SpentNumbers)
 
+Batch = tuple[int, Sequence[LogRecord], int]
+"""(partition, records in order, next offset to read)."""
+
 _REMEMBERED = 8192
 """Decoded records kept, so that a busy adapter is resolved without reading JSON again."""
+
+
+class Unseen(NamedTuple):
+    """What a batch brings that is new."""
+
+    partition: int
+    records: Sequence[LogRecord]
+    next_offset: int
 
 
 class Catalog:
@@ -64,25 +75,44 @@ class Catalog:
         return self.positions()
 
     def mark_current(self, now_ms: int, partitions: Iterable[int] | None = None) -> None:
-        """Note that these partitions (None: all) were read to their end at `now_ms`. Say so whenever the reader has caught up."""
+        """Note that these partitions (None: all) were read to their end at `now_ms`. Say so whenever the reader has caught up.
+
+        It may be said as well of one that is begun at its start at `now_ms`: a tombstone of what is then read was not yet cleaned."""
         self._rows.mark_fresh(range(self.partitions) if partitions is None else partitions, now_ms)
 
     def apply(self, partition: int, records: Sequence[LogRecord], next_offset: int) -> None:
         """Fold a partition's records and its new position in one transaction, then wake and tell. What was seen before is passed over."""
+        self.apply_all([(partition, records, next_offset)])
+
+    def apply_all(self, batches: Sequence[Batch]) -> None:
+        """As `apply` of each, in one transaction: many at once cost less each."""
+        new = [batch for given in batches if (batch := self._unseen(given))]
+        changes: list[Change] = []
+        with self._rows.writing() as writer:
+            if self._subscribers:
+                changes.extend(change for batch in new for record in batch.records for change in fold(writer, batch.partition, record))
+            else:
+                fold_unwatched(writer, ((batch.partition, batch.records) for batch in new))
+            for batch in new:
+                writer.move_to(batch.partition, batch.next_offset)
+        for batch in new:
+            self._forget_decoded(batch.records)
+            self._barrier.advance(batch.partition, batch.next_offset)
+        self._tell(changes)
+
+    def _unseen(self, batch: Batch) -> Unseen | None:
+        """Without what was applied before; None when all of it was."""
+        partition, records, next_offset = batch
         known = self._barrier.at(partition)
         if next_offset <= known:
-            return
-        changes: list[Change] = []
-        watched = bool(self._subscribers)
-        with self._rows.writing() as writer:
+            return None
+        overlaps = bool(records) and records[0].offset < known
+        return Unseen(partition, [record for record in records if record.offset >= known] if overlaps else records, next_offset)
+
+    def _forget_decoded(self, records: Iterable[LogRecord]) -> None:
+        if self._decoded:
             for record in records:
-                if record.offset >= known:
-                    changes.extend(fold(writer, partition, record, watched))
-            writer.move_to(partition, next_offset)
-        for record in records:
-            self._decoded.pop(record.key or b"", None)
-        self._barrier.advance(partition, next_offset)
-        self._tell(changes)
+                self._decoded.pop(record.key or b"", None)
 
     def positions(self) -> dict[int, int]:
         """The next offset to apply, of every partition that anything was applied of."""
@@ -133,7 +163,7 @@ class Catalog:
 
     def revisions(self, adapter_id: str) -> list[Revision]:
         """All revisions of an adapter by number, retired stubs included."""
-        found = (decode_row(key, value) for key, value in self._rows.prefixed(f"{adapter_id}/".encode()))
+        found = (read_row(key, value) for key, value in self._rows.prefixed(f"{adapter_id}/".encode()))
         return sorted((record for record in found if isinstance(record, Revision)), key=lambda revision: revision.number)
 
     def spent(self, partition: int) -> SpentNumbers:
@@ -144,7 +174,8 @@ class Catalog:
     def number_of_step(self, adapter_id: str, job_id: str, step: int) -> int | None:
         """The revision that a job's step was announced as."""
         number = self._rows.number_of_step(adapter_id, job_id, step)
-        return number if number is not None and self.revision(adapter_id, number) else None
+        revision = self.revision(adapter_id, number) if number is not None else None
+        return number if revision is not None and (revision.job_id, revision.step) == (job_id, step) else None
 
     def adapters(self) -> Iterator[str]:
         """Every adapter_id that has a head, each once, in no promised order."""
@@ -156,12 +187,15 @@ class Catalog:
             row = self._rows.get(key)
             if row is None:
                 return None
-            known = decode_row(key, row.value), row
+            record = read_row(key, row.value)
+            if record is None:
+                return None
+            known = record, row
             if len(self._decoded) >= _REMEMBERED:
                 self._decoded.clear()
             self._decoded[key] = known
-        record, row = known
-        return (record, row) if isinstance(record, kind) else None
+        found, row = known
+        return (found, row) if isinstance(found, kind) else None
 
     def _tell(self, changes: Sequence[Change]) -> None:
         for change in changes:

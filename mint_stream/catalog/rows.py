@@ -8,7 +8,7 @@ import hashlib
 import logging
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,16 @@ class Row(NamedTuple):
     offset: int
 
 
+def pack_row(partition: int, offset: int, value: bytes) -> bytes:
+    """A row as it is stored."""
+    return _PLACE.pack(partition, offset) + value
+
+
+def step_row(adapter_id: str, job_id: str, step: int, number: int) -> tuple[bytes, bytes]:
+    """Key and value in the index of steps."""
+    return _step_key(adapter_id, job_id, step), _NUMBER.pack(number)
+
+
 class Writer:
     """One LMDB transaction: everything in it becomes visible at once, or nothing."""
 
@@ -47,21 +57,21 @@ class Writer:
         stored = self._transaction.get(key, db=self._rows.table) if 0 < len(key) <= _LONGEST_KEY_BYTES else None
         return None if stored is None else stored[_PLACE.size :]
 
-    def put(self, key: bytes, row: Row) -> None:
-        """Replace the row at `key`."""
-        self._transaction.put(key, _PLACE.pack(row.partition, row.offset) + row.value, db=self._rows.table)
+    def put_all(self, rows: Mapping[bytes, bytes]) -> None:
+        """Replace packed rows, in the order of keys: so that many touch each page of the file once."""
+        self._transaction.cursor(db=self._rows.table).putmulti(sorted(rows.items()))
 
     def delete(self, key: bytes) -> None:
         """Drop the row at `key`, if there is one."""
         self._transaction.delete(key, db=self._rows.table)
 
-    def index_step(self, adapter_id: str, job_id: str, step: int, number: int | None) -> None:
-        """Remember which revision a job's step became; None forgets it."""
-        key = _step_key(adapter_id, job_id, step)
-        if number is None:
-            self._transaction.delete(key, db=self._rows.steps)
-        else:
-            self._transaction.put(key, _NUMBER.pack(number), db=self._rows.steps)
+    def index_steps(self, steps: Iterable[tuple[bytes, bytes]]) -> None:
+        """Remember which revisions jobs' steps became."""
+        self._transaction.cursor(db=self._rows.steps).putmulti(sorted(steps))
+
+    def forget_step(self, key: bytes) -> None:
+        """As if it had not been indexed."""
+        self._transaction.delete(key, db=self._rows.steps)
 
     def move_to(self, partition: int, next_offset: int) -> None:
         """Record how far the partition has been applied."""

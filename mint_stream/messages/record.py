@@ -30,7 +30,7 @@ class Record(BaseModel):
         if not value:
             raise InvalidRecord(f"a {cls.__name__} cannot be empty: the record's value is null")
         try:
-            return cls.model_validate_json(value)
+            return cls.__pydantic_validator__.validate_json(value)  # type: ignore[no-any-return]  # what model_validate_json calls
         except ValidationError as error:
             raise InvalidRecord(f"not a {cls.__name__}: {_first(error)}") from error
 

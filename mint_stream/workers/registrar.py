@@ -19,6 +19,7 @@ from mint_stream.bus.connection import Connection, failure
 from mint_stream.bus.fetching import fetch
 from mint_stream.bus.handover import committed_offsets
 from mint_stream.bus.liveness import Liveness
+from mint_stream.bus.replay import replay
 from mint_stream.bus.seat import Seat
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.bus.topic_facts import topic_facts
@@ -198,7 +199,8 @@ class Registrar:
     async def _fold(self, partitions: Sequence[int]) -> None:
         facts = await topic_facts(self._connection, self._topics.revisions)
         start = self._catalog.prepare(facts.topic_id, facts.delete_retention_ms, now_ms(), partitions)
-        reader = LogReader(self._connection, self._topics.revisions, self._catalog.apply, start, partitions)
+        await replay(self._connection, self._topics.revisions, self._catalog.apply_all, start, partitions)
+        reader = LogReader(self._connection, self._topics.revisions, self._catalog.apply, self._catalog.positions(), partitions)
         await reader.start()
         try:
             await reader.caught_up()
