@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,11 +21,15 @@ _MARK_S = 60.0
 
 
 @asynccontextmanager
-async def current_catalog(connection: Connection, path: Path, revisions: Topic) -> AsyncIterator[tuple[Catalog, LogReader]]:
-    """A catalog that holds everything the log held when this was entered, and follows it from then on."""
+async def current_catalog(
+    connection: Connection, path: Path, revisions: Topic, make: Callable[[Path, int], Catalog] = Catalog
+) -> AsyncIterator[tuple[Catalog, LogReader]]:
+    """A catalog that holds everything the log held when this was entered, and follows it from then on. `make` opens it.
+
+    Killed at any point, the next one goes on where this one was."""
     topic = revisions.name()
     facts = await topic_facts(connection, topic)
-    with Catalog(path, revisions.partitions) as catalog:
+    with make(path, revisions.partitions) as catalog:
         start = catalog.prepare(facts.topic_id, facts.delete_retention_ms, now_ms())
         begun_ms = now_ms()
         catalog.mark_current(begun_ms, [number for number in range(catalog.partitions) if number not in start])

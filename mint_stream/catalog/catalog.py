@@ -5,6 +5,7 @@ LogReader ─► apply(partition, records, next offset) ─► one LMDB transact
 """
 
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -13,9 +14,9 @@ from mint_stream.catalog.aliases import PRODUCTION
 from mint_stream.catalog.barrier import Barrier
 from mint_stream.catalog.canary import Chosen, falls_to
 from mint_stream.catalog.changes import Change
-from mint_stream.catalog.fold import CatalogRecord, LogRecord, fold, fold_unwatched, read_row
+from mint_stream.catalog.fold import CatalogRecord, LogRecord, fold, fold_unwatched, production_in, read_row
 from mint_stream.catalog.reference import Reference, servable
-from mint_stream.catalog.rows import Row, Rows
+from mint_stream.catalog.rows import Rows, position_of, value_of
 from mint_stream.messages.adapters import Head, Revision, SpentNumbers, head_key, revision_key, spent_key
 from mint_stream.messages.inference import RequestName
 from mint_stream.messages.shared import CatalogPosition
@@ -27,6 +28,10 @@ Batch = tuple[int, Sequence[LogRecord], int]
 
 _REMEMBERED = 8192
 """Decoded records kept, so that a busy adapter is resolved without reading JSON again."""
+
+
+_LONGEST_NAME = 128
+"""Of an adapter_id, see messages.shared.Name."""
 
 
 class Unseen(NamedTuple):
@@ -45,7 +50,7 @@ class Catalog:
         self._temporary = tempfile.TemporaryDirectory(prefix="mint-catalog-") if path is None else None
         self._rows = Rows(Path(self._temporary.name) / "catalog" if self._temporary else path or Path())
         self._barrier = Barrier(self._rows.positions())
-        self._decoded: dict[bytes, tuple[CatalogRecord, Row]] = {}
+        self._decoded: OrderedDict[bytes, tuple[CatalogRecord, bytes]] = OrderedDict()
         self._subscribers: list[Callable[[Change], None]] = []
 
     def close(self) -> None:
@@ -131,6 +136,8 @@ class Catalog:
         """The revision that `adapter`, `adapter@7` or `adapter@alias` means.
 
         Raises UnknownAdapter, UnknownRevision, NoProductionRevision, RevisionRetired or RevisionQuarantined."""
+        if "@" not in reference and (production := self._production(reference)) is not None and production.state == "announced":
+            return production
         wanted = Reference.parse(reference)
         head = wanted.known(self.head(wanted.adapter_id))
         number = wanted.number_in(head)
@@ -146,6 +153,19 @@ class Catalog:
                 return Chosen(candidate, True, head.spread)
         return Chosen(self.resolve(reference), False, head.spread)
 
+    def _production(self, adapter_id: str) -> Revision | None:
+        """What a bare name means most of the time, without decoding a head, which costs more than all else; None: look closer."""
+        with self._rows.view() as view:
+            head = view.get(head_key(adapter_id)) if len(adapter_id) <= _LONGEST_NAME else None
+            number = production_in(head) if head is not None else None
+            if number is None:
+                return None
+            key = revision_key(adapter_id, number)
+            known = self._decoded.get(key)
+            stored = view.get(key) if known is None else known[1]
+        found = known or self._read(key, stored)
+        return found[0] if found is not None and isinstance(found[0], Revision) else None
+
     def head(self, adapter_id: str) -> Head | None:
         """The adapter's head."""
         found = self._located(head_key(adapter_id), Head)
@@ -154,7 +174,7 @@ class Catalog:
     def head_position(self, adapter_id: str) -> CatalogPosition | None:
         """Where the adapter's head stands: what compare-and-set compares."""
         found = self._located(head_key(adapter_id), Head)
-        return CatalogPosition(partition=found[1].partition, offset=found[1].offset) if found else None
+        return position_of(found[1]) if found else None
 
     def revision(self, adapter_id: str, number: int) -> Revision | None:
         """One revision, retired stubs included."""
@@ -177,25 +197,31 @@ class Catalog:
         revision = self.revision(adapter_id, number) if number is not None else None
         return number if revision is not None and (revision.job_id, revision.step) == (job_id, step) else None
 
+    def __len__(self) -> int:
+        """How many records it holds."""
+        return self._rows.count()
+
     def adapters(self) -> Iterator[str]:
         """Every adapter_id that has a head, each once, in no promised order."""
-        return (owner for owner in self._rows.owners() if self._rows.get(head_key(owner)) is not None)
+        return (owner for owner in self._rows.owners() if self._rows.stored(head_key(owner)) is not None)
 
-    def _located(self, key: bytes, kind: type[R]) -> tuple[R, Row] | None:
-        known = self._decoded.get(key)
+    def _located(self, key: bytes, kind: type[R]) -> tuple[R, bytes] | None:
+        """The record at `key` and its row as it is stored."""
+        known = self._decoded.get(key) or self._read(key, self._rows.stored(key))
         if known is None:
-            row = self._rows.get(key)
-            if row is None:
-                return None
-            record = read_row(key, row.value)
-            if record is None:
-                return None
-            known = record, row
-            if len(self._decoded) >= _REMEMBERED:
-                self._decoded.clear()
-            self._decoded[key] = known
-        found, row = known
-        return (found, row) if isinstance(found, kind) else None
+            return None
+        found, stored = known
+        return (found, stored) if isinstance(found, kind) else None
+
+    def _read(self, key: bytes, stored: bytes | None) -> tuple[CatalogRecord, bytes] | None:
+        """A row decoded, and remembered: one goes as one comes, for objects that stay call for a garbage collection that takes longest."""
+        record = read_row(key, value_of(stored)) if stored is not None else None
+        if stored is None or record is None:
+            return None
+        if len(self._decoded) >= _REMEMBERED:
+            self._decoded.popitem(last=False)
+        self._decoded[key] = record, stored
+        return record, stored
 
     def _tell(self, changes: Sequence[Change]) -> None:
         for change in changes:

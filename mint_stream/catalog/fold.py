@@ -19,6 +19,9 @@ CatalogRecord = Head | Revision | SpentNumbers
 
 _JOB_AND_STEP = re.compile(rb'"job_id":"([^"\\\\]+)","step":(\d+)')
 
+_PRODUCTION_BEGINS = b'"production":'
+_PRODUCTION = re.compile(_PRODUCTION_BEGINS + rb"(\d+)")
+
 
 class LogRecord(Protocol):
     """What a fold reads of a record of the log."""
@@ -101,6 +104,13 @@ def _step(record: CatalogRecord) -> tuple[bytes, bytes] | None:
     if type(record) is Revision and record.job_id is not None and record.step is not None:
         return step_row(record.adapter_id, record.job_id, record.step, record.number)
     return None
+
+
+def production_in(stored: bytes) -> int | None:
+    """The number that production points at, from a stored head. Aliases come before any text that somebody was free to choose."""
+    at = stored.find(_PRODUCTION_BEGINS)
+    found = _PRODUCTION.match(stored, at) if at > 0 else None
+    return int(found[1]) if found is not None else None
 
 
 def read_row(key: bytes, value: bytes) -> CatalogRecord | None:

@@ -11,9 +11,11 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lmdb
+
+from mint_stream.messages.shared import CatalogPosition
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +29,20 @@ _NUMBER = struct.Struct(">Q")
 _POSITION, _FRESH, _TOPIC_ID = b"position/", b"fresh/", b"topic-id"
 
 
-class Row(NamedTuple):
-    """A record's value and where it stands in the log."""
-
-    value: bytes
-    partition: int
-    offset: int
-
-
 def pack_row(partition: int, offset: int, value: bytes) -> bytes:
     """A row as it is stored."""
     return _PLACE.pack(partition, offset) + value
+
+
+def value_of(stored: bytes) -> bytes:
+    """The record's value in a stored row."""
+    return stored[_PLACE.size :]
+
+
+def position_of(stored: bytes) -> CatalogPosition:
+    """Where the record of a stored row stands in the log."""
+    partition, offset = _PLACE.unpack_from(stored)
+    return CatalogPosition(partition=partition, offset=offset)
 
 
 def step_row(adapter_id: str, job_id: str, step: int, number: int) -> tuple[bytes, bytes]:
@@ -98,16 +103,22 @@ class Rows:
         with self._environment.begin(write=True) as transaction:
             yield Writer(self, transaction)
 
-    def get(self, key: bytes) -> Row | None:
-        """The row at `key`."""
+    def count(self) -> int:
+        """How many rows there are."""
+        with self._environment.begin() as transaction:
+            return int(transaction.stat(self.table)["entries"])
+
+    def view(self) -> Any:
+        """A context manager whose `get(key)` gives rows as they are stored, all as of one moment. Keys are no longer than LMDB takes."""
+        return self._environment.begin(self.table)
+
+    def stored(self, key: bytes) -> bytes | None:
+        """The row at `key` as it is stored."""
         if len(key) > _LONGEST_KEY_BYTES:
             return None
-        with self._environment.begin() as transaction:
-            stored = transaction.get(key, db=self.table)
-        if stored is None:
-            return None
-        partition, offset = _PLACE.unpack_from(stored)
-        return Row(stored[_PLACE.size :], partition, offset)
+        with self._environment.begin(self.table) as transaction:
+            found: bytes | None = transaction.get(key)
+        return found
 
     def number_of_step(self, adapter_id: str, job_id: str, step: int) -> int | None:
         """The revision a job's step became."""

@@ -124,6 +124,18 @@ def test_what_is_no_catalog_record_is_passed_over(catalog: Catalog, broken: Entr
     assert list(catalog.adapters()) == ["a"]
 
 
+@pytest.mark.parametrize("rest", [b"}", b'x","next_number":-1}', b'p","unheard":1}'])
+def test_what_only_begins_as_a_record_is_as_if_it_were_not_there(catalog: Catalog, rest: bytes) -> None:
+    put(catalog, Entry(head_key("a"), b'{"adapter_id":"a","pool":"' + rest, -1), revision(1), head(2, "b", production=1))
+    put(catalog, Entry(revision_key("b", 1), b'{"adapter_id":"b","number":1,"state":"' + rest, -1))
+    for reference, error in (("a", UnknownAdapter), ("b", UnknownRevision)):
+        with pytest.raises(error):
+            catalog.resolve(reference)
+    assert catalog.revisions("b") == []
+    put(catalog, revision(1, adapter_id="b"))
+    assert catalog.resolve("b").number == 1
+
+
 def test_what_was_applied_before_is_passed_over(catalog: Catalog) -> None:
     put(catalog, revision(1), head(2, production=1))
     catalog.apply(0, [head(9)._replace(offset=1), revision(2)._replace(offset=3)], 4)
