@@ -184,5 +184,5 @@ def _set_spread(case: Case, command: SetSpread) -> Decision:
 
 
 def _stub(revision: Revision) -> Revision:
-    kept = {"adapter_id", "number", "digest", "pool", "job_id", "step", "announced_at_ms"}
+    kept = {"adapter_id", "number", "digest", "pool", "parent", "job_id", "step", "announced_at_ms"}
     return Revision(state="retired", **revision.model_dump(include=kept))

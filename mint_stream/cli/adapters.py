@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mint_stream.cli.adapter_past import show_at, show_lineage
 from mint_stream.cli.options import NEW_RULE, AsJson, Bootstrap, Pool, Timeout, settings_from
-from mint_stream.cli.output import plain, print_json, print_record, print_table
+from mint_stream.cli.output import plain, print_json, print_record, print_table, when
 from mint_stream.cli.rules import rules
 from mint_stream.cli.running import ask
 from mint_stream.cli.shares import basis_points
@@ -35,9 +35,22 @@ def list_adapters(bootstrap: Bootstrap = None, pool: Pool = None, as_json: AsJso
 
 
 @adapters.command()
-def show(adapter_id: AdapterId, bootstrap: Bootstrap = None, pool: Pool = None, as_json: AsJson = False) -> None:
-    """One adapter: its aliases, its rule, and every revision."""
+def show(
+    adapter_id: AdapterId,
+    at: Annotated[str | None, typer.Option(help="As it was then: 2026-11-25T14:00 (UTC), or so long ago: 90m, 2h, 3d.")] = None,
+    lineage: Annotated[bool, typer.Option("--lineage", help="Which revision came from which, by which job and step.")] = False,
+    bootstrap: Bootstrap = None,
+    pool: Pool = None,
+    as_json: AsJson = False,
+) -> None:
+    """One adapter: its aliases, its rule, and every revision; or as it was, or where its revisions come from."""
+    if at is not None and lineage:
+        raise typer.BadParameter("--at and --lineage are two questions: ask one at a time")
+    if at is not None:
+        return show_at(settings_from(bootstrap, pool), adapter_id, at, as_json)
     view = ask(settings_from(bootstrap, pool), lambda client: client.adapter(adapter_id))
+    if lineage:
+        return show_lineage(view, as_json)
     if as_json:
         return print_json({"head": view.head, "position": view.position, "revisions": view.revisions})
     aliases = ", ".join(f"{alias} = {number}" for alias, number in sorted(view.head.aliases.items())) or "none"
@@ -75,7 +88,7 @@ async def _follow(
 
 def _print_event(event: AdapterEvent) -> None:
     told = {name: value for name, value in plain(event).items() if name not in ("type", "adapter_id", "at_ms", "command_id")}
-    typer.echo(f"{_when(event.at_ms)}  {event.adapter_id}  {event.type}  {json.dumps(told, ensure_ascii=False)}")
+    typer.echo(f"{when(event.at_ms)}  {event.adapter_id}  {event.type}  {json.dumps(told, ensure_ascii=False)}")
 
 
 @adapters.command("import")
@@ -180,11 +193,7 @@ def spread(
 def _print_revisions(view: "AdapterView") -> None:
     columns = ("number", "state", "rank", "bytes", "parent", "job", "step", "announced", "digest")
     rows = [
-        (r.number, r.state, r.rank, r.size_bytes, r.parent, r.job_id, r.step, _when(r.announced_at_ms), r.digest[:12])
+        (r.number, r.state, r.rank, r.size_bytes, r.parent, r.job_id, r.step, when(r.announced_at_ms), r.digest[:12])
         for r in view.revisions
     ]
     print_table(columns, rows)
-
-
-def _when(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -11,6 +11,7 @@ from mint_stream.client.answers import Answers, Part
 from mint_stream.client.commands import Commands
 from mint_stream.client.connect import connection_from
 from mint_stream.client.feed import Feed
+from mint_stream.client.history import AdapterThen
 from mint_stream.client.listing import AdapterView
 from mint_stream.client.partitions import Partitions, Since
 from mint_stream.client.readings import Readings
@@ -179,6 +180,10 @@ class Client:
     async def adapter(self, adapter_id: str) -> AdapterView:
         """One adapter. Raises UnknownAdapter."""
         return await self._readings.adapter(adapter_id)
+
+    async def adapter_at(self, adapter_id: str, at_ms: int) -> AdapterThen | None:
+        """One adapter as it was at a moment (milliseconds since 1970 UTC); None when there was none of this name then."""
+        return await self._readings.adapter_at(adapter_id, at_ms)
 
     async def pool_base(self) -> PoolBase:
         """The base of this client's pool. Raises BaseUnusable while no worker has founded the pool."""

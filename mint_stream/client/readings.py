@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from mint_stream import contracts
 from mint_stream.bus.table import LogRecord
 from mint_stream.client.feed import Feed, Place, read_to_end
+from mint_stream.client.history import AdapterThen, as_of
 from mint_stream.client.listing import AdapterView, CatalogFold
 from mint_stream.client.partitions import Partitions, Since
 from mint_stream.errors import BaseUnusable, InvalidRecord, UnknownAdapter
@@ -66,6 +67,17 @@ class Readings:
             if view.adapter_id == adapter_id:
                 return view
         raise UnknownAdapter(f"no adapter {adapter_id} in the catalog: `mint-stream adapters list` says which there are")
+
+    async def adapter_at(self, adapter_id: str, at_ms: int) -> AdapterThen | None:
+        """One adapter as it was at a moment, from its history."""
+        events: list[AdapterEvent] = []
+
+        def note(_: int, record: LogRecord) -> None:
+            if record.key == adapter_id.encode():
+                events.append(decode_event(record.value))
+
+        await self._fold(Place(contracts.ADAPTER_EVENTS.name(), adapter_id), note)
+        return as_of(events, adapter_id, at_ms)
 
     async def pool_base(self, pool: str) -> PoolBase:
         """The first record of the pool: the one that founded it. Raises BaseUnusable when there is none."""
