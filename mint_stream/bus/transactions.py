@@ -9,6 +9,7 @@ from aiokafka.errors import InvalidProducerEpoch, InvalidTxnState, KafkaError, P
 from aiokafka.structs import OffsetAndMetadata
 
 from mint_stream.bus.connection import Connection, failure
+from mint_stream.bus.partitioner import partition_of
 from mint_stream.bus.producer import MAX_REQUEST_BYTES, Outgoing, RecordPosition, close, enqueue, outgoing
 from mint_stream.contracts import Topic
 from mint_stream.errors import BusUnavailable, OwnershipLost
@@ -38,6 +39,7 @@ class TransactionalProducer:
             transactional_id=self.transactional_id,
             transaction_timeout_ms=int(self._timeout_s * 1000),
             max_request_size=MAX_REQUEST_BYTES,
+            partitioner=partition_of,
             **self._connection.options(),
         )
         await self._guard(self._producer.start)
@@ -68,7 +70,10 @@ class TransactionalProducer:
 
     async def send_raw(self, record: Outgoing) -> asyncio.Future[Any]:
         """Queue bytes as they are: tombstones, forwarded strays."""
-        future = await self._guard(lambda: enqueue(self._live(), record))
+        try:
+            future = await enqueue(self._live(), record)  # which waits no longer than a request may take, and needs no clock of ours
+        except (KafkaError, AssertionError) as error:
+            raise await self._translated(error) from error
         self._pending.append(future)
         return future
 
