@@ -9,6 +9,9 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+_NAMED = 6
+"""Words in the first line of a mapping that has a name."""
+
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, smallest and largest of repeated measurements."""
@@ -49,6 +52,19 @@ def memory_mib(roots: Iterable[int]) -> float:
         with suppress(OSError):
             children.setdefault(int(status.read_text().rpartition(")")[2].split()[1]), []).append(int(status.parent.name))
     return sum(_pss_kib(number) for root in set(roots) for number in _with_descendants(root, children)) / 1024
+
+
+def private_bytes(without: Path) -> int:
+    """Bytes that this process holds and shares with none (Linux's USS), pages of files under `without` not counted. 0 elsewhere."""
+    total, counted = 0, True
+    with suppress(OSError):
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            words = line.split()
+            if not words[0].endswith(":"):
+                counted = len(words) < _NAMED or not words[-1].startswith(str(without))
+            elif counted and words[0] in ("Private_Clean:", "Private_Dirty:"):
+                total += int(words[1]) * 1024
+    return total
 
 
 def _with_descendants(root: int, children: Mapping[int, Sequence[int]]) -> list[int]:

@@ -1,7 +1,7 @@
 """README's figures, written from the committed results in `bench/results/` and from nothing else."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,35 @@ def _batcher(found: Mapping[str, Any]) -> str:
     )
 
 
+def _catalog(found: Mapping[str, Any]) -> str:
+    sizes = found["sizes"]
+    columns = ("adapters", "replay, records/s", "restart, s", "resolve p50 / p99, µs", "private memory, MB", "registrar, commands/s")
+    labels = ", ".join(f'"{one["adapters"]:,}"' for one in sizes)
+    replay = [1e6 / one["replay_records_per_s"] for one in sizes]
+    resolve = [one["resolve_us"]["p50"] for one in sizes]
+    lines = (f"    line [{', '.join(f'{value:.1f}' for value in values)}]" for values in (replay, resolve))
+    chart = ["```mermaid", "xychart-beta", '    title "µs a record replayed, and µs a name resolved (median), by catalog size"']
+    chart += [f"    x-axis [{labels}]", f'    y-axis "µs" 0 --> {max(*replay, *resolve) * 1.2:.0f}', *lines, "```"]
+    return "\n\n".join(
+        [
+            f"`mint-stream bench catalog --curve`: two records an adapter in the log, names resolved while "
+            f"{sizes[-1]['workload']['updates_per_s']} revisions a second are applied, n = {sizes[-1]['n']}, medians, "
+            f"on {machine_name(found['machine'])}:",
+            table(columns, map(_catalog_row, sizes)),
+            "\n".join(chart),
+        ]
+    )
+
+
+def _catalog_row(one: Mapping[str, Any]) -> Sequence[str]:
+    resolve, memory = one["resolve_us"], f"{one['extra_private_bytes'] / 1e6:.0f}"
+    rates = f"{one['replay_records_per_s']:,.0f}", f"{one['warm_restart_s']:.2f}", f"{resolve['p50']:.1f} / {resolve['p99']:.1f}"
+    return (f"{one['adapters']:,}", *rates, memory, f"{one['registrar_commands_per_s']:,.0f}")
+
+
 SECTIONS = {
     "demo.json": _demo,
+    "catalog.json": _catalog,
     "serving-float32.json": _serving,
     "serving-bfloat16.json": _serving,
     "batcher.json": _batcher,

@@ -17,7 +17,8 @@ from mint_stream.adapter import AdapterBlock
 from mint_stream.app.measure import machine, spread, versions
 from mint_stream.bench.decode_profile import decode_profile
 from mint_stream.bench.peers import PEERS, Peers, vllm_rates
-from mint_stream.bench.workload import Load, Workload, WrongResult, check, random_adapter, workload
+from mint_stream.bench.workload import Load, Workload, check, random_adapter, workload
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.engine.batcher import Budgets
 from mint_stream.engine.engine import Engine
 from mint_stream.engine.generation import Completion, Generation

@@ -12,6 +12,7 @@ import peft
 import torch
 
 from mint_stream.adapter import AdapterLayer, AdapterWeights
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.messages.training import LoraSettings
 from mint_stream.model.base import ResidentBase
 
@@ -19,10 +20,6 @@ CHECKED_REQUESTS = 3
 CHECKED_TOKENS = 16
 ROUNDING = {torch.float32: 1e-3}
 """By how much a token's logit may fall short of the highest one; kinds of fewer bits, whose logits come in steps of 1/8, may by 1/2."""
-
-
-class WrongResult(Exception):
-    """What was timed computes something else than it should; there is no number to report."""
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,31 @@ def consistency(
 
 
 @bench.command()
+def catalog(
+    adapters: Annotated[int, typer.Option(min=1, help="Adapters in the log.")] = 100_000,
+    whole_curve: Annotated[bool, typer.Option("--curve", help="10^3, 10^4, 10^5 and 10^6 adapters instead, one after another.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured rounds of each side.")] = 5,
+    directory: Annotated[Path | None, typer.Option("--dir", help="Keep the broker with its log here, to be filled only once.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A catalog of many adapters: replay, restart, resolve under updates, memory, and commands a second of its registrar."""
+    from mint_stream.bench.catalog import Load, curve, run
+
+    found = curve(repeats=repeats, directory=directory) if whole_curve else run(Load(adapters, repeats), directory)
+    if as_json:
+        return print_json(found)
+    columns = ("adapters", "replay, records/s", "restart, s", "resolve p50, µs", "p99, µs", "private, MB", "commands/s")
+    print_table(columns, [_catalog_row(one) for one in found.get("sizes", [found])])
+    return print_table((), [(name, value) for part in ("machine", "versions") for name, value in found[part].items()])
+
+
+def _catalog_row(one: dict[str, Any]) -> tuple[str, ...]:
+    resolve = one["resolve_us"]
+    figures = (one["replay_records_per_s"], one["warm_restart_s"], resolve["p50"], resolve["p99"], one["extra_private_bytes"] / 1e6)
+    return (str(one["adapters"]), *(f"{value:.4g}" for value in (*figures, one["registrar_commands_per_s"])))
+
+
+@bench.command()
 def report(
     readme: Annotated[Path, typer.Argument(help="The file with the measured-markers in it.")] = Path("README.md"),
     check: Annotated[bool, typer.Option("--check", help="Only say whether it is up to date; exit code 1 when not.")] = False,
