@@ -18,7 +18,8 @@ from mint_stream.adapter import AdapterBlock
 from mint_stream.app.measure import machine, spread, versions
 from mint_stream.bench.many_tensors import many_tensors
 from mint_stream.bench.serving_scene import StepClock, Tiers, answer, loader_of
-from mint_stream.bench.workload import WrongResult, drawn_adapter
+from mint_stream.bench.workload import drawn_adapter
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.engine.batcher import Budgets
 from mint_stream.engine.engine import Engine
 from mint_stream.engine.generation import Generation

@@ -12,7 +12,8 @@ from mint_stream.app.demo_adapters import linears_of
 from mint_stream.app.importing import publish
 from mint_stream.app.local_system import LocalSystem, RoleName, role_command
 from mint_stream.app.supervisor import ChildChange, Supervisor
-from mint_stream.bench.workload import WrongResult, drawn_adapter
+from mint_stream.bench.workload import drawn_adapter
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.client import Client
 from mint_stream.errors import BrokerFailed
 from mint_stream.messages.adapters import Revision, RevisionAnnounced

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mint_stream.bench.workload import WrongResult
+from mint_stream.bench.wrong import WrongResult
 
 MERGER, SERVER = (Path(__file__).with_name(f"checkpoint_{name}.py") for name in ("merger", "server"))
 

@@ -19,7 +19,7 @@ from mint_stream.bench.direct import Answer, Asked, Direct
 from mint_stream.bench.fleet import Fleet, fleet
 from mint_stream.bench.full_checkpoint import Baselines, measure
 from mint_stream.bench.stamps import Published, published
-from mint_stream.bench.workload import WrongResult
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.messages.adapters import RevisionAnnounced
 from mint_stream.messages.inference import InferenceResult, Sampling
 from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingJob

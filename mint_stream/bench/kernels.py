@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mint_stream.app.measure import machine, spread, versions
 from mint_stream.bench.lora_cases import Case, Tensors, layer, sweep
-from mint_stream.bench.serving import WrongResult
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.errors import InvalidRequest
 from mint_stream.kernels import Segments, SiteWeights, cpu, reference
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from mint_stream.app.measure import machine, percentiles, versions
 from mint_stream.bench.fleet import Fleet, fleet
-from mint_stream.bench.workload import WrongResult
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.client import Client
 from mint_stream.messages.inference import InferenceResult, Sampling
 from mint_stream.settings import Settings

@@ -18,7 +18,7 @@ from mint_stream.app.measure import machine, percentiles, spread, versions
 from mint_stream.bench.direct import Answer, Asked, Direct
 from mint_stream.bench.fleet import Fleet, fleet
 from mint_stream.bench.full_checkpoint import MERGER, SERVER, Script
-from mint_stream.bench.workload import WrongResult
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.messages.adapters import Revision
 from mint_stream.messages.inference import InferenceResult, Sampling
 from mint_stream.settings import Settings

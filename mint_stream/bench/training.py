@@ -19,7 +19,8 @@ import torch
 
 from mint_stream.app.measure import machine, spread, versions
 from mint_stream.bench.training_jobs import MAX_GRAD_NORM, WEIGHT_DECAY, Load, final_loss, fresh_run, in_order, vocabulary_of
-from mint_stream.bench.workload import WrongResult, write_peft
+from mint_stream.bench.workload import write_peft
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.model.base import ResidentBase, load_base
 from mint_stream.model.forward import PackedModel
 from mint_stream.trainer.exact_rows import Rows

@@ -12,7 +12,7 @@ import peft
 import torch
 
 from mint_stream.adapter import AdapterLayer, AdapterWeights
-from mint_stream.bench.wrong import WrongResult as WrongResult
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.messages.training import LoraSettings
 from mint_stream.model.base import ResidentBase
 

@@ -8,7 +8,7 @@ from mint_stream.adapter import AdapterBlock
 from mint_stream.bench import coldload
 from mint_stream.bench.coldload import ColdLoad
 from mint_stream.bench.serving_scene import StepClock
-from mint_stream.bench.workload import WrongResult
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.cache import AdapterSource
 from mint_stream.errors import CorruptObject
 from mint_stream.messages.adapters import Revision

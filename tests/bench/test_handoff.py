@@ -8,7 +8,7 @@ import pytest
 from mint_stream.bench.direct import Answer
 from mint_stream.bench.full_checkpoint import SERVER, Script, measure
 from mint_stream.bench.handoff import STAGES, Sample, Size, check, run
-from mint_stream.bench.workload import WrongResult
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.bus.connection import Connection
 from mint_stream.messages.adapters import RevisionAnnounced
 from mint_stream.messages.inference import InferenceResult, ServedBy

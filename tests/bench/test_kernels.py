@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from mint_stream.bench.kernels import check, plain_torch, sets_past_cache
 from mint_stream.bench.lora_cases import Case, Tensors, layer, popular, sweep
-from mint_stream.bench.serving import WrongResult
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.cli.main import app
 from mint_stream.kernels import Segments, SiteWeights
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from mint_stream.bench.rollback import Size, Stream, run
-from mint_stream.bench.workload import WrongResult
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.bus.connection import Connection
 from mint_stream.messages.inference import InferenceResult, ServedBy
 from tests.fleets import fleet_settings

@@ -7,7 +7,7 @@ import pytest
 
 from mint_stream.bench.direct import Answer, Asked
 from mint_stream.bench.routing import Size, check, run
-from mint_stream.bench.workload import WrongResult
+from mint_stream.bench.wrong import WrongResult
 from mint_stream.bus.connection import Connection
 from mint_stream.messages.adapters import Revision
 from mint_stream.messages.inference import InferenceResult, ServedBy

@@ -7,7 +7,7 @@ import torch
 
 from mint_stream.bench import training
 from mint_stream.bench.training_jobs import Load
-from mint_stream.bench.workload import WrongResult
+from mint_stream.bench.wrong import WrongResult
 from tests.factories import tiny_base
 
 SMALL = Load(jobs=2, steps=3, tokens=12, rank=2, repeats=2, curve=(8, 16), curve_steps=1)
