@@ -16,6 +16,19 @@ from mint_stream.bench.wrong import WrongResult
 from mint_stream.messages.training import LoraSettings
 from mint_stream.model.base import ResidentBase
 
+__all__ = [
+    "Load",
+    "Workload",
+    "WrongResult",
+    "check",
+    "drawn_adapter",
+    "generated",
+    "peft_model",
+    "random_adapter",
+    "workload",
+    "write_peft",
+]
+
 CHECKED_REQUESTS = 3
 CHECKED_TOKENS = 16
 ROUNDING = {torch.float32: 1e-3}
