@@ -89,6 +89,7 @@ def _revision(command: Announce, number: int, now_ms: int) -> Revision:
         parent=command.parent,
         job_id=command.job_id,
         step=command.step,
+        lineage=command.lineage,
         announced_at_ms=now_ms,
         metrics=manifest.metrics,
     )

@@ -7,6 +7,7 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from mint_stream.errors import InvalidRecord
 from mint_stream.messages.gates import CandidateJudged, GateTerms, Judge, Trial, TrialBegun, TrialEnded
+from mint_stream.messages.lineage import Lineage
 from mint_stream.messages.record import Record
 from mint_stream.messages.shared import CatalogPosition, Digest, EpochMs, Id, Name, TargetShape
 from mint_stream.messages.stamps import CommandStamp, EventStamp
@@ -79,6 +80,8 @@ class Announce(CommandStamp):
     job_id: Id | None = None
     attempt: int | None = Field(default=None, ge=1)
     step: int | None = Field(default=None, ge=0)
+    lineage: Lineage | None = None
+    """Of a job's revision; an import has none."""
     promotion: PromotionRule | None = None
     """The rule of an adapter that has no revision yet (None: auto). Later ones change nothing: a person's roll-back to `manual` holds."""
 
@@ -187,6 +190,7 @@ class Revision(Record):
     parent: RevisionNumber | None = None
     job_id: Id | None = None
     step: int | None = None
+    lineage: Lineage | None = None
     announced_at_ms: EpochMs
     reason: str | None = None
     metrics: dict[str, float] = {}

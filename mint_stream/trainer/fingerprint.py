@@ -18,6 +18,13 @@ def numeric_fingerprint(base: ResidentBase) -> str:
     return canonical_digest(numeric_facts(base))
 
 
+def code_version() -> str:
+    """The package's version, and the first half of a sha256 over the modules that training runs through."""
+    package = Path(mint_stream.kernels.__file__).parents[1]
+    sources = "".join(_sources(package / room) for room in ("adapter", "kernels", "model", "trainer"))
+    return f"{importlib.metadata.version('mint-stream')}+{hashlib.sha256(sources.encode()).hexdigest()[:32]}"
+
+
 def numeric_facts(base: ResidentBase) -> dict[str, object]:
     """What the fingerprint is made of, by name, to say what changed."""
     return {

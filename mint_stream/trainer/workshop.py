@@ -13,12 +13,13 @@ import torch
 from mint_stream.adapter import AdapterWeights, fresh_parameters
 from mint_stream.errors import BaseMismatch, InvalidAdapter, InvalidDataset, InvalidJob, InvalidRequest
 from mint_stream.messages.adapters import Manifest, Revision
+from mint_stream.messages.lineage import Lineage
 from mint_stream.messages.training import LoraSettings, TrainingJob
 from mint_stream.model.base import ResidentBase
 from mint_stream.store import Store
 from mint_stream.trainer.checkpoint import KEPT, CheckpointManifest, CheckpointName, Checkpoints, check_same_job
 from mint_stream.trainer.dataset import Dataset, read_dataset
-from mint_stream.trainer.fingerprint import numeric_fingerprint
+from mint_stream.trainer.fingerprint import code_version, numeric_fingerprint
 from mint_stream.trainer.loss_scale import LossScale
 from mint_stream.trainer.optimizer import FlatAdapter
 from mint_stream.trainer.run import StepReport, TrainingRun
@@ -61,6 +62,7 @@ class Workshop:
         self._read = read
         self._max_rank = max_rank
         self.fingerprint = numeric_fingerprint(base)
+        self._code_version = code_version()
 
     def prepare(self, job: TrainingJob, parent: Revision | None) -> Work:
         """Validate the whole job and start it at step 0. `parent` is the revision `job.parent` names.
@@ -112,6 +114,8 @@ class Workshop:
 
     def upload(self, work: Work) -> Manifest:
         """Put the adapter's files into the store as a revision; the manifest is what an announce carries. Raises StoreUnavailable."""
+        job = work.run.job
+        self._store.put_object(job_path(job), job.model_copy(update={"submitted_at_ms": 0}).encode())
         weights = work.run.weights()
         return self._store.put_revision(
             weights.to_peft(),
@@ -134,6 +138,17 @@ class Workshop:
         narrow = 0 if self._base.dtype == torch.float32 else 4
         compared = 8 + narrow if job.method == "dpo" and parent is not None else 0
         return parameters * (STATE_BYTES + narrow + compared)
+
+    def lineage(self, work: Work) -> Lineage:
+        """What has to be known to make the job's revisions again."""
+        job = work.run.job
+        return Lineage(
+            job_uri=f"{self._store.uri}/{job_path(job)}",
+            dataset_digest=work.run.dataset.digest,
+            seed=job.seed,
+            code_version=self._code_version,
+            numeric_fingerprint=self.fingerprint,
+        )
 
     def _check_lengths(self, job: TrainingJob) -> None:
         longest = job.hyperparameters.max_length_tokens
@@ -191,3 +206,8 @@ class Workshop:
 def job_digest(job: TrainingJob) -> str:
     """sha256 of what the job asks for; submitting the same again is the same job."""
     return job.model_copy(update={"submitted_at_ms": 0}).content_digest()
+
+
+def job_path(job: TrainingJob) -> str:
+    """Where the store keeps the record of a job, for whoever wants to make its revisions again."""
+    return f"jobs/{job_digest(job)}.json"

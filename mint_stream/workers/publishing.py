@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 
 from mint_stream.messages.adapters import Announce, Manifest
+from mint_stream.messages.lineage import Lineage
 from mint_stream.messages.training import TrainingJob
 from mint_stream.trainer.workshop import Work, Workshop
 from mint_stream.workers.claiming import Claims
@@ -48,7 +49,7 @@ class Publishing:
         Raises CommandRejected or OwnershipLost when the registrar refuses the revision."""
         job, step = work.run.job, work.run.step
         manifest = await (self._upload(work, pause) if saved else self._save_and_upload(work, report, pause))
-        sent = await self._commands.send(self._command(job, step, report.attempt, manifest))
+        sent = await self._commands.send(self._command(job, step, report.attempt, manifest, self._workshop.lineage(work)))
         self._after("announced")
         answer = await sent.answer()
         self._after("answered")
@@ -73,7 +74,7 @@ class Publishing:
             await asyncio.wait({uploading})
         return uploading.result()
 
-    def _command(self, job: TrainingJob, step: int, attempt: int, manifest: Manifest) -> Announce:
+    def _command(self, job: TrainingJob, step: int, attempt: int, manifest: Manifest, lineage: Lineage) -> Announce:
         return Announce(
             command_id=f"announce/{job.job_id}/{step}/{attempt}",
             adapter_id=job.adapter_id,
@@ -84,6 +85,7 @@ class Publishing:
             job_id=job.job_id,
             attempt=attempt,
             step=step,
+            lineage=lineage,
             promotion=job.promotion,
         )
 
