@@ -1,4 +1,4 @@
-"""The whole gate with a real model: real processes of every role, the real engine on a tiny base, what it says compared with what it said."""
+"""The whole gate with a real model: real processes of every role, and the real engine on a tiny base."""
 
 import json
 from pathlib import Path
