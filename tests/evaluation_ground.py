@@ -21,7 +21,7 @@ from mint_stream.bus.connection import Connection
 from mint_stream.bus.producer import Outgoing, Producer
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.client import AdapterView, Client
-from mint_stream.messages.adapters import AdapterEvent, Announce, decode_event
+from mint_stream.messages.adapters import AdapterCommand, AdapterEvent, Announce, decode_event
 from mint_stream.messages.gates import CanaryTerms, CandidateJudged, GateTerms
 from mint_stream.metrics import Metrics
 from mint_stream.settings import Settings
@@ -98,9 +98,13 @@ class Evaluation:
         """One more revision; gives its number."""
         command = announce(self.name, pool=self.name)
         command = Announce(**{**command.model_dump(), "command_id": uuid4().hex, "issued_at_ms": 10**15})
-        await self._producer.publish(contracts.ADAPTER_COMMANDS, command, self.name)
+        await self.send(command)
         event = await self.heard(lambda event: event.type == "revision-announced" and event.command_id == command.command_id)
         return event.number
+
+    async def send(self, command: AdapterCommand) -> None:
+        """Produce a command of the adapter."""
+        await self._producer.publish(contracts.ADAPTER_COMMANDS, command, self.name)
 
     async def gate(self, canary: CanaryTerms | None = None, **changes: Any) -> None:
         """Set the rule to `gated`."""

@@ -8,13 +8,14 @@ from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mint_stream.app.environment import environment_of
 from mint_stream.bus.connection import Connection
 from mint_stream.messages.adapters import AdapterEvent
-from mint_stream.messages.gates import CanaryTerms
+from mint_stream.messages.gates import CanaryTerms, Judge
 from tests.evaluation_ground import Evaluation, right
 
 pytestmark = [pytest.mark.kafka, pytest.mark.long]
@@ -86,21 +87,27 @@ async def test_killed_after_every_effect_the_next_one_goes_on_and_each_phase_has
 
 @pytest.mark.timeout(180)
 async def test_a_zombie_that_wakes_with_an_old_verdict_changes_nothing(ground: Evaluation) -> None:
-    """Stopped with its verdict in hand; another judges, a newer revision becomes production; then it goes on."""
+    """Stopped with its verdict in hand; another judges, and a newer revision becomes production; then it goes on, and may judge the next."""
     await ground.gate()
-    ground.skills[2] = right(9)
+    ground.skills = {2: right(9), 3: right(10), 4: right(2)}
     await ground.publish()
+    trial = (await ground.view()).head.trial
     async with evaluator(ground, "measured", "SIGSTOP") as zombie:
         await said(zombie, "measured")
         async with ground.evaluator():  # its partitions come when the group has given the silent one up
             assert (await ground.judged(2, "gate")).verdict == "promote"
-            ground.skills[3] = right(10)
             await ground.publish()
             assert (await ground.judged(3, "gate")).verdict == "promote"
-        before = len(ground.events)
         zombie.send_signal(signal.SIGCONT)
-        await said(zombie, "answered")
-        (answer,) = [event for event in ground.events[before:] if event.type in ("command-repeated", "command-rejected")]
+        await ground.publish()
+        assert (await ground.judged(4, "gate")).verdict == "reject", "it is awake: what it had to say of 2 was said before this"
+    late = Judge(**stamp(ground, "late"), trial_id=trial.trial_id, phase="gate", verdict="promote", production=1, reason="slow")
+    await ground.send(late)
+    refused = await ground.heard(lambda event: event.command_id == "late")
+    assert refused.type == "command-rejected" and "there is no trial" in refused.reason
     assert phases(ground) == [("gate", "promote")]
-    assert answer.command_id.startswith("judge/gate/")
     assert (await ground.view()).head.aliases["production"] == 3
+
+
+def stamp(ground: Evaluation, command_id: str) -> dict[str, Any]:
+    return {"command_id": command_id, "adapter_id": ground.name, "issued_at_ms": 1}
