@@ -87,7 +87,7 @@ async def test_killed_after_every_effect_the_next_one_goes_on_and_each_phase_has
 
 @pytest.mark.timeout(180)
 async def test_a_zombie_that_wakes_with_an_old_verdict_changes_nothing(ground: Evaluation) -> None:
-    """Stopped with its verdict in hand; another judges, and a newer revision becomes production; then it goes on, and may judge the next."""
+    """Stopped with its verdict in hand; another judges, a newer revision becomes production; then it goes on, and judges the next."""
     await ground.gate()
     ground.skills = {2: right(9), 3: right(10), 4: right(2)}
     await ground.publish()
