@@ -1,10 +1,12 @@
-"""`mint-stream jobs`: submit training jobs, watch them, cancel them."""
+"""`mint-stream jobs`: submit training jobs, watch them, cancel them, look back on them."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from mint_stream.cli.curve import curve
 from mint_stream.cli.options import NEW_RULE, AsJson, Bootstrap, Pool, settings_from
 from mint_stream.cli.output import print_json, print_table
 from mint_stream.cli.running import ask
@@ -14,7 +16,7 @@ from mint_stream.messages.adapters import PromotionRule
 from mint_stream.messages.training import Hyperparameters, LoraSettings, Method, TrainingEvent, TrainingJob
 from mint_stream.settings import Settings
 
-jobs = typer.Typer(no_args_is_help=True, help="Submit, watch, cancel and list training jobs.")
+jobs = typer.Typer(no_args_is_help=True, help="Submit, watch, cancel, list and look back on training jobs.")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -117,6 +119,22 @@ def cancel(
         typer.echo(f"job {job_id}: cancel requested")
 
 
+@jobs.command()
+def logs(job_id: JobId, bootstrap: Bootstrap = None, as_json: AsJson = False) -> None:
+    """Everything said of a job up to now, and its learning curve. Exit code 1 when nothing was."""
+    events = ask(settings_from(bootstrap), lambda client: client.job_history(job_id))
+    if as_json:
+        for event in events:
+            print_json(event)
+    else:
+        print_table(("at", "attempt", "state", "step", "loss", "revision", "error"), [_line(event) for event in events])
+        for line in curve([(event.step, event.loss) for event in events if event.loss is not None]):
+            typer.echo(line)
+    if not events:
+        typer.echo(f"no trainer has said anything of job {job_id}", err=True)
+        raise typer.Exit(1)
+
+
 @jobs.command("list")
 def list_jobs(bootstrap: Bootstrap = None, as_json: AsJson = False) -> None:
     """The latest event of every job. A job no trainer has taken yet has none."""
@@ -131,6 +149,11 @@ def uri_of(dataset: str, settings: Settings) -> str:
     from mint_stream.app.datasets import upload
 
     return dataset if "://" in dataset else upload(Path(dataset), settings)
+
+
+def _line(event: TrainingEvent) -> tuple[object, ...]:
+    _, _, state, step, loss, number, error = _row(event)
+    return (datetime.fromtimestamp(event.at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"), event.attempt, state, step, loss, number, error)
 
 
 def _row(event: TrainingEvent) -> tuple[object, ...]:

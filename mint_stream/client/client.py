@@ -160,6 +160,10 @@ class Client:
         """The events of a job from its first on, until it ends. Heartbeats are left out unless asked for."""
         return self._opened(self._readings.job(job_id, heartbeats))
 
+    async def job_history(self, job_id: str) -> tuple[TrainingEvent, ...]:
+        """Everything said of a job up to now, its heartbeats left out; none of a job that nobody has taken."""
+        return await self._readings.history(job_id)
+
     async def jobs(self) -> tuple[TrainingEvent, ...]:
         """The latest event of every job, by the time it was said."""
         return await self._readings.jobs()

@@ -35,6 +35,17 @@ class Readings:
 
         return Feed(self._partitions, Place(contracts.TRAINING_EVENTS.name(), job_id), decode, lambda event: event.terminal)
 
+    async def history(self, job_id: str) -> tuple[TrainingEvent, ...]:
+        """Everything said of a job up to now, heartbeats left out."""
+        said: list[TrainingEvent] = []
+
+        def note(_: int, record: LogRecord) -> None:
+            if record.key == job_id.encode():
+                said.append(TrainingEvent.decode(record.value))
+
+        await self._fold(Place(contracts.TRAINING_EVENTS.name(), job_id), note)
+        return tuple(event for event in said if not event.heartbeat)
+
     async def jobs(self) -> tuple[TrainingEvent, ...]:
         """The latest event of every job with the last loss and revision it reported, oldest first."""
         latest: dict[str, TrainingEvent] = {}

@@ -202,3 +202,22 @@ async def test_a_list_has_each_job_once_as_it_stands(command: Command, connectio
     rows = (await command("list")).stdout.splitlines()
     assert rows[0].split() == ["job", "adapter", "state", "step", "loss", "revision", "error"]
     assert [row.split() for row in rows if names[1] in row] == [[names[1], "poet", "succeeded", "4/4", "0.5000", "1", "-"]]
+
+
+async def test_looking_back_on_a_job_shows_what_was_said_and_its_curve(connection, command: Command, topic_prefix: str, dataset: str):
+    learning = tuple({"state": "running", "step": step, "loss": 4.0 / step} for step in range(1, 5))
+    async with talking_trainer(connection, topic_prefix, (*learning, {"state": "running", "step": 4, "heartbeat": True}, GOOD[-1])):
+        await command("submit", topic_prefix, dataset, "--steps", "4", "--job-id", topic_prefix, "--watch")
+    shown = await command("logs", topic_prefix)
+    assert shown.exit_code == 0
+    lines = shown.stdout.splitlines()
+    assert [line.split()[3] for line in lines[1:6]] == ["running"] * 4 + ["succeeded"]
+    assert any(line.startswith("4 │") for line in lines) and any(line.startswith("1 │") for line in lines), "its highest and lowest loss"
+    told = [json.loads(line) for line in (await command("logs", topic_prefix, "--json")).stdout.splitlines()]
+    assert [one.get("loss") for one in told] == [4.0, 2.0, pytest.approx(4 / 3), 1.0, None]
+
+
+async def test_a_job_that_nobody_has_taken_has_nothing_to_look_back_on(command: Command, topic_prefix: str):
+    shown = await command("logs", topic_prefix)
+    assert shown.exit_code == 1
+    assert "no trainer has said anything" in shown.stderr
