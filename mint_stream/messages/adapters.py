@@ -1,18 +1,15 @@
 """Adapters: the manifest of a revision, commands to the registrar, the catalog's records, and the events of the history."""
 
 import zlib
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import Field, StringConstraints, TypeAdapter
 
-from mint_stream.errors import InvalidRecord
 from mint_stream.messages.gates import CandidateJudged, GateTerms, Judge, Trial, TrialBegun, TrialEnded
 from mint_stream.messages.lineage import Lineage
-from mint_stream.messages.record import Record
+from mint_stream.messages.record import Record, decode_one
 from mint_stream.messages.shared import CatalogPosition, Digest, EpochMs, Id, Name, TargetShape
 from mint_stream.messages.stamps import CommandStamp, EventStamp
-
-T = TypeVar("T")
 
 PromotionRule = Literal["auto", "manual", "gated"]
 """auto: an announce moves production; manual: a person does; gated: the evaluate role decides."""
@@ -168,7 +165,7 @@ _COMMANDS: TypeAdapter[AdapterCommand] = TypeAdapter(Annotated[AdapterCommand, F
 
 def decode_command(value: bytes | None) -> AdapterCommand:
     """The command in a record of `adapter-commands`. Raises InvalidRecord."""
-    return _decode(_COMMANDS, value, "adapter command")
+    return decode_one(_COMMANDS, value, "adapter command")
 
 
 RevisionState = Literal["announced", "quarantined", "retired"]
@@ -374,18 +371,7 @@ _EVENTS: TypeAdapter[AdapterEvent] = TypeAdapter(Annotated[AdapterEvent, Field(d
 
 def decode_event(value: bytes | None) -> AdapterEvent:
     """The event in a record of `adapter-events`. Raises InvalidRecord."""
-    return _decode(_EVENTS, value, "adapter event")
-
-
-def _decode(adapter: TypeAdapter[T], value: bytes | None, name: str) -> T:
-    if not value:
-        raise InvalidRecord(f"an {name} cannot be empty: the record's value is null")
-    try:
-        return adapter.validate_json(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "value"
-        raise InvalidRecord(f"not an {name}: {where}: {first['msg']}") from error
+    return decode_one(_EVENTS, value, "adapter event")
 
 
 def revision_key(adapter_id: str, number: int) -> bytes:

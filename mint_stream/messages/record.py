@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from typing import Self
+from typing import Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from mint_stream.errors import InvalidRecord
+
+T = TypeVar("T")
 
 
 class Record(BaseModel):
@@ -47,6 +49,16 @@ def canonical_json(value: object) -> bytes:
 def canonical_digest(value: object) -> str:
     """sha256 hex of `canonical_json(value)`."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def decode_one(adapter: TypeAdapter[T], value: bytes | None, name: str) -> T:
+    """The record of a union in `value`. Raises InvalidRecord that names the first bad field."""
+    if not value:
+        raise InvalidRecord(f"an {name} cannot be empty: the record's value is null")
+    try:
+        return adapter.validate_json(value)
+    except ValidationError as error:
+        raise InvalidRecord(f"not an {name}: {_first(error)}") from error
 
 
 def _first(error: ValidationError) -> str:
