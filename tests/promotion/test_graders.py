@@ -54,7 +54,7 @@ def test_a_grader_that_misbehaves_is_an_error_and_no_score(given: object, words:
 
 
 def test_a_reasoning_gym_task_grades_its_own_entries() -> None:
-    gym = pytest.importorskip("reasoning_gym")
+    gym = pytest.importorskip("reasoning_gym", reason="the extra `tasks` is not installed")
     entries = list(gym.create_dataset("leg_counting", size=3, seed=1))
     lines = [json.dumps({"prompt": one["question"], "answer": one["answer"], "metadata": one["metadata"]}) for one in entries]
     items = read_items("\n".join(lines).encode())
