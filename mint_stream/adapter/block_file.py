@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from hashlib import sha256
-from io import RawIOBase
+from io import SEEK_END, RawIOBase
 from typing import Any
 
 import torch
@@ -44,6 +44,9 @@ def read_block(file: RawIOBase, digest: str, dtype: torch.dtype, pin: bool = Fal
     if len(head) < _HEAD.size or head[: len(MAGIC)] != MAGIC:
         raise CorruptObject("not a block's file")
     _, checksum, table_bytes, number_bytes = _HEAD.unpack(head)
+    if _HEAD.size + table_bytes + number_bytes != file.seek(0, SEEK_END):
+        raise CorruptObject("a block's file of another length than it says")
+    file.seek(_HEAD.size)
     table = file.read(min(table_bytes, _LARGEST_TABLE_BYTES)) or b""
     flat = torch.empty(number_bytes // dtype.itemsize, dtype=dtype, pin_memory=pin)
     numbers = _bytes_of(flat)

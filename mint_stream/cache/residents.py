@@ -140,7 +140,7 @@ class Residents(Generic[Key]):
             return aged
         on_trial_first = self._trial_bytes >= TRIAL_SHARE * self.budget_bytes
         passes = (self._of_trial, self._of_proven) if on_trial_first else (self._of_proven, self._of_trial)
-        return passes[0](allowed) or passes[1](allowed)
+        return passes[0](allowed) or passes[1](allowed) or self._of_proven(allowed)  # where a look at newcomers has moved them
 
     def _aged(self, allowed: Callable[[Key], bool]) -> tuple[Key] | None:
         """A look at the queue of the proven, each of which it costs one use: one that was not used since the last look goes."""

@@ -8,6 +8,7 @@ a verdict on another trial, another phase, or beside another production changes 
 the next trial; a person who moves production has decided.
 """
 
+import hashlib
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -124,6 +125,11 @@ def _why_over(case: Case, decision: Decision, head: Head, trial: Trial) -> EndCa
     return None
 
 
+def _trial_id(adapter_id: str, number: int, command_id: str) -> str:
+    """Nobody else's: command ids are unique for an adapter only."""
+    return hashlib.sha256(f"{adapter_id}/{number}/{command_id}".encode()).hexdigest()[:32]
+
+
 def _begun(case: Case, decision: Decision) -> Decision:
     """A trial of the candidate, when there is none and it was not tried yet. Never of one older than production."""
     head = decision.head
@@ -132,6 +138,6 @@ def _begun(case: Case, decision: Decision) -> Decision:
     number = head.aliases.get(aliases.CANDIDATE, 0)
     if number <= max(head.tried, head.aliases.get(aliases.PRODUCTION, 0)):
         return decision
-    trial = Trial(trial_id=case.command.command_id, number=number, since_ms=case.now_ms)
+    trial = Trial(trial_id=_trial_id(head.adapter_id, number, case.command.command_id), number=number, since_ms=case.now_ms)
     begun = TrialBegun(**case.stamp, trial_id=trial.trial_id, number=number)
     return replace(decision, events=(*decision.events, begun), head=head.model_copy(update={"trial": trial, "tried": number}))

@@ -28,6 +28,8 @@ class DecodeGraphs:
     def __init__(self, forward: Forward, cache: PagedCache, tables: DecodeTables, shapes: Shapes, graphs: Graphs) -> None:
         self._forward, self._cache, self._tables, self._shapes, self._graphs = forward, cache, tables, shapes, graphs
         self._replays: dict[Shape, Work] = {}
+        self._templates: list[Pass] = []
+        """A graph goes on reading the tables that its pass placed on the device, and a replay keeps nothing alive."""
         self._logits: Tensor | None = None
         self.replayed = 0
         """Steps so far that were a replay."""
@@ -68,6 +70,7 @@ class DecodeGraphs:
 
     def _work(self, shape: Shape) -> Work:
         template = self._tables.template(shape)
+        self._templates.append(template)
 
         def work() -> None:
             logits = self._forward(template)

@@ -19,7 +19,8 @@ import torch
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("native.cpp")
-OPTIONS = ("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared", "-w")
+_WIDE = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
+OPTIONS = ("-std=c++17", "-O3", "-march=native", *_WIDE, "-fno-math-errno", "-fopenmp", "-fPIC", "-shared", "-w")
 COMPILE_SECONDS = 60
 KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -42,12 +43,22 @@ def kernels() -> dict[tuple[str, torch.dtype], Kernel] | None:
     torch is imported by then: the library shares its OpenMP, and with it the threads that wait for work.
     """
     compiler = shutil.which("g++")
-    found = None if compiler is None else compiled(compiler, SOURCE.parent / "__pycache__")
-    if found is None:
+    library = None if compiler is None else loaded(compiler, SOURCE.parent / "__pycache__")
+    if library is None:
         log.warning("no g++ here that compiles %s: passes on this CPU take torch's operators, which are slower", SOURCE.name)
         return None
-    library = ctypes.CDLL(str(found))
     return {(name, kind): _declared(library, f"{name}_{KINDS[kind]}", taken) for name, taken in _ARGUMENTS.items() for kind in KINDS}
+
+
+def loaded(compiler: str, folder: Path, source: Path = SOURCE) -> ctypes.CDLL | None:
+    """The library of `source`. None, and a line in the log, when it cannot be made or loaded here: no place to write, one that forbids it,
+    or a compiler that takes for ever."""
+    try:
+        found = compiled(compiler, folder, source)
+        return None if found is None else ctypes.CDLL(str(found))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("%s: %s", source.name, error)
+        return None
 
 
 def _declared(library: ctypes.CDLL, name: str, arguments: Sequence[type]) -> Kernel:
@@ -82,7 +93,7 @@ def compiled(compiler: str, folder: Path, source: Path = SOURCE) -> Path | None:
 
 def _fingerprint(compiler: str, source: Path) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = (source.read_text(), *OPTIONS, compiler, version, platform.machine(), _processor())
+    parts = (source.read_text(), *OPTIONS, compiler, version, platform.machine(), *platform.libc_ver(), _processor())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -24,9 +24,6 @@ from mint_stream.trainer.run import MicroBatch, StepReport, TrainingRun
 
 log = logging.getLogger(__name__)
 
-TORCH_ERRORS = (RuntimeError, MemoryError, ValueError, TypeError, LookupError)
-"""What torch raises: out of memory, a token that is none, a bad shape."""
-
 Outcome = StepReport | TrainingDiverged | EngineFailed
 
 
@@ -58,11 +55,11 @@ class Trainer:
         for run in chosen:
             try:
                 self._refer(run)
-            except TORCH_ERRORS as error:
+            except Exception as error:  # of torch, or a kernel that does not compile: no kind of it may end the loop of passes
                 return {run: self._failed(run, error)}
         try:
             losses = self._learn([(run, run.piece) for run in chosen])
-        except TORCH_ERRORS as error:
+        except Exception as error:
             return self._blamed(chosen, error)
         taken = {run: self._take(run, loss) for run, loss in zip(chosen, losses, strict=True)}
         return {run: outcome for run, outcome in taken.items() if outcome is not None}
@@ -84,7 +81,7 @@ class Trainer:
             outcome: Outcome | None = run.take(loss)
         except TrainingDiverged as error:
             outcome = error
-        except TORCH_ERRORS as error:
+        except Exception as error:
             outcome = self._failed(run, error)
         if outcome is not None:
             self._clear(run)

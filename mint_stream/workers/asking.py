@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,14 +31,15 @@ class AskingLimits:
 
 
 class Asking:
-    """Asks for any number of trials, together never more than `at_once` questions.
+    """Asks for any number of trials, together never more than `at_once` questions of a pool.
 
     The id of a request says trial, revision and item, so a question asked again by whoever takes the trial over is the same request."""
 
     def __init__(self, replies: RequestReply, limits: AskingLimits) -> None:
         self._replies = replies
         self._limits = limits
-        self._room = asyncio.Semaphore(limits.at_once)
+        self._rooms: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(limits.at_once))
+        """By pool: one that nobody serves holds up only its own trials."""
 
     async def answers(self, of: OpenTrial, number: int, items: Sequence[Item], purpose: str) -> tuple[str | None, ...]:
         """What the revision says to each item; None where it answered by an error."""
@@ -62,7 +64,7 @@ class Asking:
 
     async def _answer(self, of: OpenTrial, request: InferenceRequest) -> str | None:
         for _ in range(self._limits.tries):
-            async with self._room:
+            async with self._rooms[of.pool]:
                 result = await self._insisted(of, request)
             if result.error is None:
                 return result.text or ""

@@ -155,8 +155,8 @@ class JobRunner:
         return Applicant(job.job_id, job.tenant, self._workshop.state_bytes(job, parent))
 
     def _give_up_seat(self, job: TrainingJob) -> None:
-        self._seats.leave(job.job_id)
-        self._bus.log.wake()
+        if self._seats.leave(job.job_id):  # two that are only watched would wake each other for ever
+            self._bus.log.wake()
 
     async def _wait_for_store(self, job: TrainingJob) -> None:
         until_s = time.monotonic() + self._terms.store_wait_s

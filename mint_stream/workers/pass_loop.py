@@ -45,6 +45,8 @@ class PassLoop:
             return await self._thread.run(self._trainer.advance, runs)
         except EngineFailed as error:  # of nobody in particular: a run's own faults are outcomes
             return dict.fromkeys(runs, error)
+        except Exception as error:  # or all jobs would wait for ever, with their hearts beating
+            return dict.fromkeys(runs, EngineFailed(f"a pass failed: {type(error).__name__}: {error}"))
 
     def _settle(self, run: TrainingRun, outcome: Outcome) -> None:
         waiting = self._waiting.get(run)

@@ -52,10 +52,10 @@ class Seats:
         self._seated[job.job_id] = self._line.pop(job.job_id)
         return True
 
-    def leave(self, job_id: str) -> None:
-        """Give up the seat, or the place in the line."""
-        self._seated.pop(job_id, None)
-        self._line.pop(job_id, None)
+    def leave(self, job_id: str) -> bool:
+        """Give up the seat, or the place in the line; whether it had either."""
+        seat, place = self._seated.pop(job_id, None), self._line.pop(job_id, None)
+        return seat is not None or place is not None
 
     def _never_fits(self, job: Applicant) -> bool:
         return job.state_bytes > self._state_bytes

@@ -71,6 +71,17 @@ def test_another_dtype_is_another_file(path: Path) -> None:
         assert found is not None and torch.equal(found.flat, half.flat)
 
 
+@pytest.mark.parametrize("place", range(64))
+def test_a_file_whose_beginning_has_a_flipped_bit_is_removed_and_not_given(tier: DiskTier, path: Path, place: int) -> None:
+    """Also where the lengths are: nothing asks for memory of a length that the file has not."""
+    block = BLOCKS[0]
+    assert tier.write(block)
+    whole = file_of(path, block).read_bytes()
+    file_of(path, block).write_bytes(whole[:place] + bytes([whole[place] ^ 0x80]) + whole[place + 1 :])
+    assert tier.read(block.digest) is None
+    assert not file_of(path, block).exists()
+
+
 @pytest.mark.parametrize("harm", ["flip", "cut", "empty", "of another"])
 def test_a_file_that_is_not_what_was_written_is_removed_and_not_given(tier: DiskTier, path: Path, harm: str) -> None:
     block, other = BLOCKS[:2]

@@ -118,6 +118,17 @@ def test_what_is_kept_outlives_what_was_used_since() -> None:
     assert residents.add("big", 3) == ["b", "c", "previous"]
 
 
+def test_what_is_kept_outlives_newcomers_that_were_looked_at_meanwhile() -> None:
+    residents: Residents[str] = Residents(100)
+    residents.keep({"K"})
+    for key, size in (("K", 70), ("x", 30), ("y", 10)):
+        if not residents.fits(size) or size > residents.free_bytes():
+            residents.make_room(size)
+        residents.add(key, size)
+    residents.touch("y")
+    assert residents.add("z", 25) == ["y"]
+
+
 def test_what_was_used_twice_outlives_a_scan_and_what_is_not_used_any_more_goes_in_the_end() -> None:
     residents: Residents[int] = Residents(20)
     for _ in range(2):

@@ -1,5 +1,7 @@
 """What a graph reads is what the step has: every number that differs from step to step is in the tables, and at its place."""
 
+import gc
+import weakref
 from typing import Any
 
 import torch
@@ -9,10 +11,10 @@ from torch import Tensor
 
 from mint_stream.adapter import AdapterBlock
 from mint_stream.engine.adapter_rows import WhereTheyAre
-from mint_stream.engine.decode_graphs import DecodeGraphs
+from mint_stream.engine.decode_graphs import DecodeGraphs, Forward
 from mint_stream.engine.decode_shapes import Shapes
 from mint_stream.engine.decode_tables import DecodeTables
-from mint_stream.engine.graphs import EagerGraphs
+from mint_stream.engine.graphs import EagerGraphs, Graphs, Work
 from mint_stream.engine.paged_cache import PAGE_TOKENS, PagedCache
 from mint_stream.kernels import Segments
 from mint_stream.kernels.attention_plan import PLANE_TOKENS
@@ -68,11 +70,15 @@ class Reader:
 def _graphs() -> tuple[DecodeGraphs, Reader, PagedCache]:
     cache = PagedCache(ROWS, TOKENS, torch.float32, CPU)
     reader = Reader(cache)
+    return _captured(reader, cache, EagerGraphs()), reader, cache
+
+
+def _captured(forward: Forward, cache: PagedCache, recorder: Graphs) -> DecodeGraphs:
     shapes = Shapes(ROWS, -(-TOKENS // PLANE_TOKENS))
     tables = DecodeTables(shapes.most_rows, shapes.most_planes, list(LINEARS), ROWS, CPU)
-    graphs = DecodeGraphs(reader, cache, tables, shapes, EagerGraphs())
+    graphs = DecodeGraphs(forward, cache, tables, shapes, recorder)
     graphs.capture()
-    return graphs, reader, cache
+    return graphs
 
 
 def _step(cache: PagedCache, lengths: list[int], chosen: list[int]) -> Pass:
@@ -164,3 +170,24 @@ def test_adapters_that_stay_are_looked_up_where_they_are_and_copied_once() -> No
     assert not table[0, 0].any(), "the same set again: nothing was written"
     graphs.logits(Pass(pass_.tokens, pass_.spans, pass_.selected, pass_.segments, AdapterSet(pass_.adapters.layers)))
     assert table[0, 0].any()
+
+
+class Recorded:
+    """As CUDA's graphs: the work is done at once, and what replays it holds nothing of it."""
+
+    def captured(self, work: Work) -> Work:
+        """Nothing to do again."""
+        work()
+        return lambda: None
+
+
+def test_what_a_graphs_pass_placed_on_the_device_stays_as_long_as_the_graph() -> None:
+    passes: list[weakref.ref[Pass]] = []
+
+    def forward(pass_: Pass) -> Tensor:
+        passes.append(weakref.ref(pass_))
+        return torch.ones(pass_.scratch[INPUTS].tokens.shape[1], 1)
+
+    graphs = _captured(forward, PagedCache(ROWS, TOKENS, torch.float32, CPU), Recorded())
+    gc.collect()
+    assert len(graphs) == len(passes) and all(one() is not None for one in passes)

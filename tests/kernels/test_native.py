@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mint_stream.kernels import Segments, SiteWeights, SliceWeights, Stack, add_lora_slices, cpu, native, native_library, reference
+from mint_stream.kernels.native_library import SOURCE, loaded
 from mint_stream.kernels.rowwise import gated, rms_norm, rotated
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ on this machine")
@@ -160,3 +161,13 @@ def test_a_machine_without_a_compiler_has_no_kernels_and_says_so(monkeypatch: py
     with caplog.at_level(logging.WARNING):
         assert native_library.kernels.__wrapped__() is None
     assert "passes on this CPU take torch's operators" in caplog.text
+
+
+def test_a_library_that_cannot_be_loaded_or_made_is_done_without_and_heard_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; echo no library > "$2"\n')
+    compiler.chmod(0o755)
+    assert loaded(str(compiler), tmp_path / "made") is None
+    compiler.unlink()
+    assert loaded(str(compiler), tmp_path / "again") is None
+    assert caplog.text.count(SOURCE.name) == 2

@@ -85,10 +85,15 @@ async def test_a_job_that_diverges_is_told_alone(thread: TorchThread) -> None:
     assert isinstance(sick, TrainingDiverged) and well is None
 
 
-async def test_a_fault_that_is_nobodys_ends_the_steps_in_the_pass_and_no_later_ones(thread: TorchThread) -> None:
+class KernelRefused(Exception):
+    """As triton's errors: of no kind that Python or torch have."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KernelRefused, AssertionError])
+async def test_a_fault_that_is_nobodys_ends_the_steps_in_the_pass_and_no_later_ones(thread: TorchThread, kind: type[Exception]) -> None:
     def judge(_run: str, number: int) -> Any:
         if number == 1:
-            raise RuntimeError("the device is gone")
+            raise kind("the device is gone")
         return StepReport(number, 0.0, 0.0, 0.0, 1)
 
     passes = loop_of(thread, Runs(judge))

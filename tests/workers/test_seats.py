@@ -64,6 +64,13 @@ def test_who_is_next_waits_for_memory_and_nobody_goes_before_it() -> None:
     assert [seats.take(job) for job in (small, large, small)] == [False, True, True]
 
 
+def test_who_leaves_neither_a_seat_nor_a_place_in_the_line_has_given_nothing_up() -> None:
+    seats = Seats(1, 100)
+    first, second = Applicant("a", "t", 10), Applicant("b", "t", 10)
+    assert seats.take(first) and not seats.take(second)
+    assert [seats.leave(one) for one in ("b", "a", "a", "stranger")] == [True, True, False, False]
+
+
 def test_a_job_that_leaves_the_line_holds_nobody_up() -> None:
     seats = Seats(1, 10)
     assert [seats.take(Applicant(name, "a", 1)) for name in "xyz"] == [True, False, False]

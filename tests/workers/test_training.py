@@ -20,6 +20,7 @@ from mint_stream.app.environment import environment_of
 from mint_stream.app.train import TrainRole
 from mint_stream.bus.partitioner import murmur2_partition
 from mint_stream.bus.producer import BROKER_LIMIT_BYTES, Outgoing
+from mint_stream.bus.seating import Claim, seats
 from mint_stream.messages.training import LoraSettings, TrainingJob
 from mint_stream.store.files import file_path
 from tests.training_system import GOOD, PARTITIONS, POOL, TrainingSystem
@@ -306,9 +307,13 @@ async def test_a_drained_trainer_leaves_its_job_to_the_next_one_which_goes_on_ex
 
 async def test_a_trainer_whose_job_was_claimed_by_another_one_stops_and_watches(system: TrainingSystem, name: str) -> None:
     """The second trainer is given the partition and takes any silence, even none, for the first one's death."""
-    adapter_id = next(one for one in (f"{name}{n}" for n in range(99)) if murmur2_partition(one.encode(), PARTITIONS) == 1)
+    everything = Claim(frozenset(range(PARTITIONS)), held=True)
+    moves = seats({"1-first": everything, "2-second": Claim()}, range(PARTITIONS))["2-second"]
+    adapter_id = next(one for one in (f"{name}{n}" for n in range(99)) if murmur2_partition(one.encode(), PARTITIONS) in moves)
     job = system.job(name, adapter_id, hyperparameters={"steps": 1_000_000}, checkpoint_every_steps=20, publish_every_steps=20)
     async with system.trainer(worker_id="1-first") as first:
+        intake = first._worker._intake
+        await intake.until(lambda: len(intake.assigned) == PARTITIONS)
         await system.submit(job)
         await system.heard(name, lambda event: event.number is not None)
         async with system.trainer(worker_id="2-second", silence_s=0.0):
