@@ -24,6 +24,7 @@ from mint_stream.workers.catalog_writer import RegistrarTopics
 from mint_stream.workers.registrar import Member, Registrar
 
 _REVISIONS = contracts.ADAPTER_REVISIONS
+_FIRST_UPDATE_S = 30.0
 _AT_ONCE = 50
 """Names resolved between two looks at what else there is to do, as a worker admits requests."""
 _ASKED = 20_000
@@ -102,7 +103,8 @@ def _check(catalog: Catalog, name: str) -> int:
 
 async def _resolve(connection: Connection, copy: Path, adapters: int, resolves: int, updates_per_s: int) -> Resolved:
     async with current_catalog(connection, copy, _REVISIONS) as (catalog, reader):
-        catalog.subscribe(lambda change: None)  # as a worker does
+        updated = asyncio.Event()
+        catalog.subscribe(lambda change: updated.set())
         draw = random.Random(0)
         for _ in range(resolves):
             _check(catalog, name_of(draw.randrange(adapters)))
@@ -111,6 +113,7 @@ async def _resolve(connection: Connection, copy: Path, adapters: int, resolves: 
         before, begun = sum(reader.positions.values()), time.perf_counter()
         updating = asyncio.create_task(_update(producer, catalog, adapters, updates_per_s))
         try:
+            await asyncio.wait_for(updated.wait(), _FIRST_UPDATE_S)
             times = await _timed(catalog, [draw.randrange(adapters) for _ in range(resolves)])
         finally:
             updating.cancel()
@@ -127,8 +130,9 @@ async def _timed(catalog: Catalog, indices: Sequence[int]) -> list[int]:
     seen: dict[str, int] = {}
     for n, index in enumerate(indices):
         name = name_of(index)
+        request = ("bench", str(n))
         begun = time.perf_counter_ns()
-        revision = catalog.resolve(name)
+        revision = catalog.choose(name, request).revision  # as admission does
         times.append(time.perf_counter_ns() - begun)
         if revision.digest != digest_of(name, revision.number) or revision.number < seen.get(name, 0):
             raise WrongResult(f"{name} resolves to {revision.number} with digest {revision.digest[:12]} after {seen.get(name, 0)}")

@@ -5,6 +5,7 @@ while all load.
 """
 
 import asyncio
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -66,11 +67,14 @@ def run(base_path: Path, load: ColdLoad) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mint-coldload-") as room:
         scene = _published(base, load, Path(room))
         rounds = asyncio.run(_measured(scene))
+    overlaps = [one["alone_s"] / one["together_s"] for one in rounds]
+    steps = [one["step_loading_s"] / one["step_alone_s"] for one in rounds]
     return {
         "workload": asdict(load) | {"adapter_bytes": scene.blocks[0].nbytes, "parallelism": TIERS.parallelism},
         "loads_for_one_adapter": max(int(one["loads"]) for one in rounds),
-        "overlap_ratio": spread([one["alone_s"] / one["together_s"] for one in rounds]),
-        "step_time_ratio_while_loading": spread([one["step_loading_s"] / one["step_alone_s"] for one in rounds]),
+        "overlap_ratio": statistics.median(overlaps),
+        "step_time_ratio_while_loading": statistics.median(steps),
+        "spread": {"overlap_ratio": spread(overlaps), "step_time_ratio_while_loading": spread(steps)},
         "errors": sum(int(one["errors"]) for one in rounds),
         "one_at_a_time_s": spread([one["alone_s"] for one in rounds]),
         "all_at_once_s": spread([one["together_s"] for one in rounds]),

@@ -66,7 +66,10 @@ async def run(settings: Settings, size: Size) -> dict[str, Any]:
         with Direct(running.base, running.settings) as direct, ExitStack() as parts:
             merged = _merged(running, revisions, direct.dtype)
             server = parts.enter_context(Script(SERVER))
-            rounds = [await _round(running, direct, server, merged, size.round(number, revisions)) for number in range(size.rounds + 1)]
+            rounds = [
+                await _round(running, direct, server, merged, size.round(2 * number, revisions), size.round(2 * number + 1, revisions))
+                for number in range(size.rounds + 1)
+            ]
         return _report(size, direct.dtype, rounds[1:])
 
 
@@ -93,22 +96,23 @@ def _merged(running: Fleet, revisions: Sequence[Revision], dtype: str) -> Merged
     return Merged(folders, dtype)
 
 
-async def _round(running: Fleet, direct: Direct, server: Script, merged: Merged, asked: Sequence[Asked]) -> Round:
+async def _round(running: Fleet, direct: Direct, server: Script, merged: Merged, asked: Sequence[Asked], crowd: Sequence[Asked]) -> Round:
+    """`asked` one at a time over Kafka and directly; `crowd`, with prompts of its own, all at once and by the naive server."""
     alone = await direct.run(asked)
     results = [await _served(running, one) for one in asked]
     check(asked, [result for result, _ in results], alone)
     begun = time.perf_counter()
-    together = await asyncio.gather(*(_served(running, one) for one in asked))
+    together = await asyncio.gather(*(_served(running, one) for one in crowd))
     together_s = time.perf_counter() - begun
-    check(asked, [result for result, _ in together])
-    naive_s, drawn = await asyncio.to_thread(_naively, server, merged, asked)
+    check(crowd, [result for result, _ in together])
+    naive_s, drawn = await asyncio.to_thread(_naively, server, merged, crowd)
     return Round(
         served=[seconds for _, seconds in results],
         direct=[answer.seconds for answer in alone],
         stages=[_stages(result, seconds) for result, seconds in results],
         together_s=together_s,
         naive_s=naive_s,
-        naive_agrees=statistics.mean(answer.tokens == tokens for answer, tokens in zip(alone, drawn, strict=True)),
+        naive_agrees=statistics.mean(result.tokens == tokens for (result, _), tokens in zip(together, drawn, strict=True)),
     )
 
 

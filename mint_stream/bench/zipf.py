@@ -6,6 +6,7 @@ Names are more than contents when asked so: name n then has the content n modulo
 import asyncio
 import itertools
 import resource
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -65,6 +66,7 @@ def run(base_path: Path, room: Path, stream: Stream) -> dict[str, Any]:
     """Measure; adapters are made below `room` unless they are there, and stay there."""
     base = load_base(base_path, dtype=torch.float32)
     linears = {path: shape for path, shape in base.linears.items() if path.endswith(TARGETS) and _layer(path) < stream.layers}
+    shutil.rmtree(room / "disk-tier", ignore_errors=True)  # an earlier run's would begin warm
     begun = time.perf_counter()
     grown = farm(room / f"farm-{stream.adapters}", Plan(stream.adapters, base.digest, linears))
     made_s = time.perf_counter() - begun

@@ -14,7 +14,7 @@ from mint_stream.catalog.aliases import PRODUCTION
 from mint_stream.catalog.barrier import Barrier
 from mint_stream.catalog.canary import Chosen, falls_to
 from mint_stream.catalog.changes import Change
-from mint_stream.catalog.fold import CatalogRecord, LogRecord, fold, fold_unwatched, production_in, read_row
+from mint_stream.catalog.fold import CatalogRecord, LogRecord, fold, fold_unwatched, plain_production, read_row
 from mint_stream.catalog.reference import Reference, servable
 from mint_stream.catalog.rows import Rows, position_of, value_of
 from mint_stream.messages.adapters import Head, Revision, SpentNumbers, head_key, revision_key, spent_key
@@ -136,8 +136,8 @@ class Catalog:
         """The revision that `adapter`, `adapter@7` or `adapter@alias` means.
 
         Raises UnknownAdapter, UnknownRevision, NoProductionRevision, RevisionRetired or RevisionQuarantined."""
-        if "@" not in reference and (production := self._production(reference)) is not None and production.state == "announced":
-            return production
+        if (plain := self._plain(reference)) is not None:
+            return plain.revision
         wanted = Reference.parse(reference)
         head = wanted.known(self.head(wanted.adapter_id))
         number = wanted.number_in(head)
@@ -145,6 +145,8 @@ class Catalog:
 
     def choose(self, reference: str, request: RequestName) -> Chosen:
         """As `resolve`, and a request for production may fall to the adapter's canary. Raises what `resolve` raises."""
+        if (plain := self._plain(reference)) is not None:
+            return plain
         wanted = Reference.parse(reference)
         head = wanted.known(self.head(wanted.adapter_id))
         if wanted.alias == PRODUCTION and head.canary is not None and falls_to(head.canary, request):
@@ -153,18 +155,21 @@ class Catalog:
                 return Chosen(candidate, True, head.spread)
         return Chosen(self.resolve(reference), False, head.spread)
 
-    def _production(self, adapter_id: str) -> Revision | None:
+    def _plain(self, name: str) -> Chosen | None:
         """What a bare name means most of the time, without decoding a head, which costs more than all else; None: look closer."""
+        if "@" in name or len(name) > _LONGEST_NAME:
+            return None
         with self._rows.view() as view:
-            head = view.get(head_key(adapter_id)) if len(adapter_id) <= _LONGEST_NAME else None
-            number = production_in(head) if head is not None else None
-            if number is None:
+            head = view.get(head_key(name))
+            plain = plain_production(head) if head is not None else None
+            if plain is None:
                 return None
-            key = revision_key(adapter_id, number)
+            key = revision_key(name, plain[0])
             known = self._decoded.get(key)
             stored = view.get(key) if known is None else known[1]
         found = known or self._read(key, stored)
-        return found[0] if found is not None and isinstance(found[0], Revision) else None
+        revision = found[0] if found is not None else None
+        return Chosen(revision, False, plain[1]) if isinstance(revision, Revision) and revision.state == "announced" else None
 
     def head(self, adapter_id: str) -> Head | None:
         """The adapter's head."""

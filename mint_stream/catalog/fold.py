@@ -20,7 +20,8 @@ CatalogRecord = Head | Revision | SpentNumbers
 _JOB_AND_STEP = re.compile(rb'"job_id":"([^"\\\\]+)","step":(\d+)')
 
 _PRODUCTION_BEGINS = b'"production":'
-_PRODUCTION = re.compile(_PRODUCTION_BEGINS + rb"(\d+)")
+_PRODUCTION = re.compile(_PRODUCTION_BEGINS + rb'(\d+)[^{}]*\},"rule":"[a-z]+","spread":(\d+)')
+"""In a head without a canary, which would stand between rule and spread."""
 
 
 class LogRecord(Protocol):
@@ -106,11 +107,13 @@ def _step(record: CatalogRecord) -> tuple[bytes, bytes] | None:
     return None
 
 
-def production_in(stored: bytes) -> int | None:
-    """The number that production points at, from a stored head. Aliases come before any text that somebody was free to choose."""
+def plain_production(stored: bytes) -> tuple[int, int] | None:
+    """From a stored head that has no canary: the number that production points at, and the spread.
+
+    Aliases come before any text that somebody was free to choose. None: decode it."""
     at = stored.find(_PRODUCTION_BEGINS)
     found = _PRODUCTION.match(stored, at) if at > 0 else None
-    return int(found[1]) if found is not None else None
+    return (int(found[1]), int(found[2])) if found is not None else None
 
 
 def read_row(key: bytes, value: bytes) -> CatalogRecord | None:

@@ -35,8 +35,7 @@ def coldload(
     )
     if as_json:
         return print_json(found)
-    ratios = ("overlap_ratio", "step_time_ratio_while_loading")
-    print_table(("ratio", "median", "min", "max"), [(name, *(f"{value:.2f}" for value in found[name].values())) for name in ratios])
+    print_table(("ratio", "median", "min", "max"), [(name, *(f"{v:.2f}" for v in of.values())) for name, of in found["spread"].items()])
     print_table(
         ("tiny tensors, ms", "median", "min", "max"),
         [(side, *(f"{v:.0f}" for v in of.values())) for side, of in found["many_tensors"]["ms"].items()],

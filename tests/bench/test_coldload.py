@@ -21,7 +21,7 @@ def test_it_reports_one_load_no_errors_and_ratios_with_their_spread(tmp_path: Pa
     found = coldload.run(tiny_base(tmp_path / "base"), SMALL)
     assert (found["loads_for_one_adapter"], found["errors"]) == (1, 0)
     for ratio in ("overlap_ratio", "step_time_ratio_while_loading"):
-        assert 0 < found[ratio]["min"] <= found[ratio]["median"] <= found[ratio]["max"]
+        assert 0 < found["spread"][ratio]["min"] <= found[ratio] == found["spread"][ratio]["median"] <= found["spread"][ratio]["max"]
     assert found["machine"]["cores"] >= 1 and found["workload"]["adapter_bytes"] > 0
 
 

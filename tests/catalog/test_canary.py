@@ -1,6 +1,7 @@
 """The canary: who falls to it, what ends it, and what a name means beside it."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from mint_stream.catalog import Catalog, Change, Entry
 from mint_stream.catalog.canary import draw, falls_to
+from mint_stream.catalog.fold import plain_production
 from mint_stream.messages.adapters import AdapterCommand, Canary, Head, Revision, RevisionState, head_key, revision_key
 from tests.adapter_commands import announce, promote, quarantine, retire, roll_back, set_canary, set_rule
 from tests.catalog.test_decide import Desk
@@ -33,6 +35,23 @@ def test_a_share_is_the_share_of_many_requests() -> None:
 def test_a_lot_is_the_same_in_every_process_and_version() -> None:
     assert [draw(("default", f"r-{number}")) for number in range(4)] == [7504, 8087, 4949, 2462], "a retry may meet a newer worker"
     assert draw(("a", "b/c")) != draw(("b", "a/c"))
+
+
+ALIASES = st.sampled_from(["production", "preproduction", "previous", "spread", "canary", "rule", "x"])
+
+
+@given(
+    aliases=st.dictionaries(ALIASES, st.integers(1, 99)),
+    spread=st.integers(1, 8),
+    canary=st.none() | st.just(FIRST),
+    rule=st.sampled_from(["auto", "manual", "gated"]),
+)
+def test_a_head_that_is_not_decoded_says_what_it_says_decoded_or_nothing(
+    aliases: dict[str, int], spread: int, canary: Canary | None, rule: Literal["auto", "manual", "gated"]
+) -> None:
+    head = Head(adapter_id="a", pool="p", next_number=100, aliases=aliases, rule=rule, canary=canary, spread=spread)
+    wanted = (aliases["production"], spread) if canary is None and "production" in aliases else None
+    assert plain_production(head.encode()) == wanted
 
 
 @pytest.fixture
