@@ -7,6 +7,7 @@ intake ─► decode ─► own partition? ─► after earlier jobs of the adap
 
 import asyncio
 import logging
+from collections.abc import Collection, Sequence
 
 from mint_stream.bus.intake import Delivery, Intake
 from mint_stream.bus.partitioner import murmur2_partition
@@ -32,7 +33,7 @@ class TrainingWorker:
         self._topic = topic
         self._terms = terms
         self._after = after
-        self._last_of: dict[str, asyncio.Task[None]] = {}
+        self._last_of: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._crew = Crew()
         intake.on_condemned = self._condemned
 
@@ -64,19 +65,21 @@ class TrainingWorker:
                 self._line_up(job, delivery)
 
     def _line_up(self, job: TrainingJob, delivery: Delivery) -> None:
-        """Start the job behind the adapter's last one."""
-        task = self._crew.spawn(self._work(job, delivery, self._last_of.get(job.adapter_id)))
-        self._last_of[job.adapter_id] = task
-        task.add_done_callback(lambda done: self._forget(job.adapter_id, done))
+        """Start the job behind the adapter's last one, and behind one of the same id: it is over then, whoever's this one is."""
+        keys = (("adapter", job.adapter_id), ("job", job.job_id))
+        task = self._crew.spawn(self._work(job, delivery, {self._last_of[key] for key in keys if key in self._last_of}))
+        self._last_of |= dict.fromkeys(keys, task)
+        task.add_done_callback(lambda done: self._forget(keys, done))
 
-    def _forget(self, adapter_id: str, done: asyncio.Task[None]) -> None:
-        if self._last_of.get(adapter_id) is done:
-            del self._last_of[adapter_id]
+    def _forget(self, keys: Sequence[tuple[str, str]], done: asyncio.Task[None]) -> None:
+        for key in keys:
+            if self._last_of.get(key) is done:
+                del self._last_of[key]
 
-    async def _work(self, job: TrainingJob, delivery: Delivery, before: asyncio.Task[None] | None) -> None:
-        """One job, after the adapter's earlier one. Its lease is the claim, not the partition: a stale delivery is no reason to stop."""
-        if before is not None:
-            await asyncio.wait({before})
+    async def _work(self, job: TrainingJob, delivery: Delivery, before: Collection[asyncio.Task[None]]) -> None:
+        """One job, after the earlier ones. Its lease is the claim, not the partition: a stale delivery is no reason to stop."""
+        if before:
+            await asyncio.wait(before)
         try:
             await self._runner.run(job)
         except Released:

@@ -361,6 +361,18 @@ class Seated:
             self.most = max(self.most, self.role.status("ready").running)
 
 
+async def test_a_job_id_that_is_used_again_for_another_adapter_leaves_the_first_job_alone(system: TrainingSystem, name: str) -> None:
+    async with system.trainer():
+        await system.submit(system.job(name, f"{name}-a", hyperparameters={"steps": 20}))
+        await system.heard(name, lambda event: event.state == "running")
+        await system.submit(system.job(name, f"{name}-b"))
+        await system.submit(system.job(f"{name}-next", f"{name}-b"))
+        assert (await system.ended(f"{name}-next")).state == "succeeded"
+    assert [event.state for event in system.events if event.job_id == name and event.terminal] == ["succeeded"]
+    assert [job for _, job, _, _ in await system.revisions(f"{name}-b")] == [f"{name}-next"]
+    assert [job for _, job, _, _ in await system.revisions(f"{name}-a")] == [name]
+
+
 async def test_a_preference_job_goes_from_its_record_to_a_revision(system: TrainingSystem, name: str) -> None:
     pairs = [json.dumps({"prompt": f"{n}+{n}=", "chosen": str(2 * n), "rejected": "no idea"}) for n in range(6)]
     (system.data / "pairs.jsonl").write_text("\n".join(pairs))
