@@ -1,9 +1,9 @@
 """How many rows a pass needs so that each row's numbers are the same bits whatever else is in it.
 
-Libraries choose how to multiply by the number of rows, and sum in another order when they choose otherwise. So the base's own products,
-forward and backward, are tried at start-up: passes of at least `least` and at most `most` rows give the same bits; where no such range is
-found, every pass that is shared gets one number of rows. A micro-batch larger than `most` goes alone, which is exact in any case. Two
-limits remain: elementwise kernels round the last few of an array's numbers differently unless layer widths are multiples of 32, and
+Libraries choose how to multiply by the number of rows, and by a row's place among them, and sum in another order when they choose otherwise.
+So the base's own products, forward and backward, are tried at start-up: passes of at least `least` and at most `most` rows give the same
+bits; where no such range is found, every pass that is shared gets one number of rows at which all places are alike; where there is none,
+nothing is shared. A micro-batch larger than `most` goes alone, which is exact in any case. Two limits remain: elementwise kernels round the last few of an array's numbers differently unless layer widths are multiples of 32, and
 experts see other shapes in company.
 """
 
@@ -19,8 +19,10 @@ from mint_stream.model.forward import PackedModel
 
 log = logging.getLogger(__name__)
 
-FIXED_ROWS = 512
-"""Rows of every shared pass where products of other sizes differ: the cores are busy with them, and a small job alone is slowed little."""
+FIXED_ROWS = (512, 480, 384, 192, 96, 48)
+"""Rows of every shared pass where products of other sizes differ: the cores are busy with the largest, and a small job alone is slowed little."""
+PLACES = (1, 7, 100)
+"""How far rows are moved to see whether their places matter."""
 FLOORS = (4, 64, 128, 200, 256)
 """Numbers of rows that may be the smallest."""
 TRIED = (
@@ -56,9 +58,6 @@ TRIED = (
     511,
     512,
 )
-SMALL_WIDTH = 64
-"""Products over so few numbers are summed in one piece, so bases made of them are not tried."""
-
 Multiply = Callable[[Tensor], Tensor]
 
 
@@ -68,6 +67,10 @@ class Rows:
 
     least: int
     most: int
+
+
+ALONE = Rows(0, 0)
+"""No pass is shared."""
 
 
 def exact_rows(packed: PackedModel, budget: int) -> Rows:
@@ -80,7 +83,10 @@ def rows_for(products: Sequence[tuple[Multiply, Tensor]], budget: int) -> Rows:
     floor = next((floor for floor in FLOORS if floor <= budget and _same_bits(products, floor, budget)), None)
     if floor is not None:
         return Rows(floor, budget)
-    fixed = min(FIXED_ROWS, budget)
+    fixed = next((count for count in FIXED_ROWS if count <= budget and _placeless(products, count)), None)
+    if fixed is None:
+        log.info("this base's products change with their rows' places: every job has passes of its own")
+        return ALONE
     log.info("this base's products change with their number of rows: shared passes have %d of them", fixed)
     return Rows(fixed, fixed)
 
@@ -89,7 +95,7 @@ def _products(packed: PackedModel) -> list[tuple[Multiply, Tensor]]:
     """One product of each shape, forward and backward, with an input to try it on."""
     shapes: dict[tuple[int, ...], Tensor] = {}
     for path, module in packed.model.named_modules():
-        if path in packed.sites.paths and isinstance(weight := getattr(module, "weight", None), Tensor) and max(weight.shape) > SMALL_WIDTH:
+        if path in packed.sites.paths and isinstance(weight := getattr(module, "weight", None), Tensor):
             shapes.setdefault(tuple(weight.shape), weight.detach())
     return [pair for weight in shapes.values() for pair in (_forward(weight), _backward(weight))]
 
@@ -108,7 +114,14 @@ def _drawn(width: int, like: Tensor) -> Tensor:
 
 def _same_bits(products: Sequence[tuple[Multiply, Tensor]], floor: int, budget: int) -> bool:
     counts = [count for count in TRIED if floor <= count <= budget]
-    return all(_agrees(multiply, x, counts) for multiply, x in products)
+    return _placeless(products, max(counts)) and all(_agrees(multiply, x, counts) for multiply, x in products)
+
+
+def _placeless(products: Sequence[tuple[Multiply, Tensor]], count: int) -> bool:
+    """Whether a row's bits are the same wherever it is among `count`."""
+    return all(
+        torch.equal(multiply(x[:count].roll(far, 0)).roll(-far, 0), multiply(x[:count])) for multiply, x in products for far in PLACES
+    )
 
 
 def _agrees(multiply: Multiply, x: Tensor, counts: Sequence[int]) -> bool:
