@@ -1,10 +1,10 @@
 """How many rows a pass needs so that each row's numbers are the same bits whatever else is in it.
 
-Libraries choose how to multiply by the number of rows, and by a row's place among them, and sum in another order when they choose otherwise.
-So the base's own products, forward and backward, are tried at start-up: passes of at least `least` and at most `most` rows give the same
-bits; where no such range is found, every pass that is shared gets one number of rows at which all places are alike; where there is none,
-nothing is shared. A micro-batch larger than `most` goes alone, which is exact in any case. Two limits remain: elementwise kernels round the last few of an array's numbers differently unless layer widths are multiples of 32, and
-experts see other shapes in company.
+Libraries choose how to multiply by the number of rows, and by a row's place among them, and sum in another order when they choose
+otherwise. So the base's own products, forward and backward, are tried at start-up: passes of at least `least` and at most `most` rows give
+the same bits; where no such range is found, every pass that is shared gets one number of rows at which all places are alike; where there is
+none, nothing is shared. A micro-batch larger than `most` goes alone, which is exact in any case. Two limits remain: elementwise kernels
+round the last few of an array's numbers differently unless layer widths are multiples of 32, and experts see other shapes in company.
 """
 
 import logging
@@ -20,7 +20,7 @@ from mint_stream.model.forward import PackedModel
 log = logging.getLogger(__name__)
 
 FIXED_ROWS = (512, 480, 384, 192, 96, 48)
-"""Rows of every shared pass where products of other sizes differ: the cores are busy with the largest, and a small job alone is slowed little."""
+"""Rows of every shared pass where products of other sizes differ: the largest keep the cores busy, the small ones are for small budgets."""
 PLACES = (1, 7, 100)
 """How far rows are moved to see whether their places matter."""
 FLOORS = (4, 64, 128, 200, 256)
@@ -119,9 +119,12 @@ def _same_bits(products: Sequence[tuple[Multiply, Tensor]], floor: int, budget: 
 
 def _placeless(products: Sequence[tuple[Multiply, Tensor]], count: int) -> bool:
     """Whether a row's bits are the same wherever it is among `count`."""
-    return all(
-        torch.equal(multiply(x[:count].roll(far, 0)).roll(-far, 0), multiply(x[:count])) for multiply, x in products for far in PLACES
-    )
+    return all(_moved_alike(multiply, x[:count]) for multiply, x in products)
+
+
+def _moved_alike(multiply: Multiply, x: Tensor) -> bool:
+    whole = multiply(x)
+    return all(torch.equal(multiply(x.roll(far, 0)).roll(-far, 0), whole) for far in PLACES)
 
 
 def _agrees(multiply: Multiply, x: Tensor, counts: Sequence[int]) -> bool:

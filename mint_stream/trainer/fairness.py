@@ -21,8 +21,8 @@ class TokenRotation:
 
     Laws: a pass has at most `budget` tokens unless one piece alone has more, and it leaves out no tenant's next piece that still fits.
     Of tenants that always have more to offer than fits, none is ever ahead by more than a few passes' tokens, if no piece has more than
-    an even share of a pass: what larger ones leave of it goes to whoever fits. Nobody starves: where a quantum is at most half a pass and n tenants have offers, each of them is in at least one of 4n passes,
-    and each of a tenant's j jobs in one of 4n·j.
+    an even share of a pass: what larger ones leave of it goes to whoever fits. Nobody starves: where a quantum is at most half a pass and
+    n tenants have offers, each of them is in at least one of 4n passes, and each of a tenant's j jobs in one of 4n·j.
     """
 
     def __init__(self, quantum_tokens: int = QUANTUM_TOKENS) -> None:
