@@ -11,11 +11,13 @@ import pytest
 
 from mint_stream.errors import Cancelled, EngineFailed, StoreUnavailable
 from mint_stream.messages.adapters import Announce, RevisionAnnounced
+from mint_stream.messages.lineage import Lineage
 from mint_stream.workers.publishing import Publishing
 from mint_stream.workers.torch_thread import TorchThread
 from tests.adapter_commands import announce
 
 WORK = SimpleNamespace(run=SimpleNamespace(job=SimpleNamespace(job_id="j", adapter_id="a", parent=None, promotion=None), step=2))
+LINEAGE = Lineage(job_uri="memory://job", dataset_digest="d" * 64, seed=1, code_version="1", numeric_fingerprint="f" * 64)
 
 
 class Report:
@@ -62,6 +64,9 @@ class Workshop:
             raise self._upload
         return announce(adapter_id="a").manifest
 
+    def lineage(self, work: Any) -> Lineage:
+        return LINEAGE
+
 
 @pytest.fixture
 def shop() -> Iterator[TorchThread]:
@@ -86,7 +91,7 @@ async def published(shop: TorchThread, workshop: Workshop, effects: list[str]) -
 async def test_the_checkpoint_and_the_files_are_made_durable_side_by_side_and_then_announced(shop: TorchThread) -> None:
     effects: list[str] = []
     number, registrar = await published(shop, Workshop(), effects)
-    assert number == 7 and len(registrar.sent) == 1
+    assert number == 7 and [sent.lineage for sent in registrar.sent] == [LINEAGE]
     assert set(effects[:2]) == {"checkpoint-durable", "files-durable"} and effects[2:4] == ["announced", "answered"]
 
 
