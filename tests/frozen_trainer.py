@@ -18,7 +18,11 @@ async def train(worker_id: str) -> None:
     """Until the first record is closed here."""
     settings, closed = Settings.load(), asyncio.Event()
     with Workplace(settings.home, "train", worker_id) as workplace:
-        after = lambda effect: closed.set() if effect == "record-closed" else None  # noqa: E731
+
+        def after(effect: str) -> None:
+            if effect == "record-closed":
+                closed.set()
+
         role = TrainRole(settings, connection_from(settings), Metrics(), workplace, after)
         await role.start()
         sys.stdout.write(f"{os.getpid()}\n")

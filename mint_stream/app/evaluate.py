@@ -1,12 +1,12 @@
 """The evaluate role: gates and canaries of every pool; run as many as you like. It needs no torch."""
 
-import asyncio
 from contextlib import AsyncExitStack
 
 from mint_stream import contracts
 from mint_stream.app import logs
 from mint_stream.app.provisioned import topics
 from mint_stream.app.shell import Shell
+from mint_stream.app.watched import run_watched
 from mint_stream.app.workplace import Workplace
 from mint_stream.bus import provision
 from mint_stream.bus.connection import Connection
@@ -87,14 +87,8 @@ class EvaluateRole:
     async def run(self) -> None:
         """Evaluate until drained; raise when a reader or the membership fails."""
         assert self._evaluator is not None
-        working = asyncio.create_task(self._evaluator.run(self._trials, lambda: self._membership.owned))
-        watching = [asyncio.create_task(part.run_until_failed()) for part in self._watched]
-        done, _ = await asyncio.wait({working, *watching}, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        await working
-        for task in watching:
-            task.cancel()
+        work = self._evaluator.run(self._trials, lambda: self._membership.owned)
+        await run_watched(work, (part.run_until_failed() for part in self._watched))
 
     async def drain(self) -> None:
         """Let go of every trial and leave the group."""

@@ -10,6 +10,7 @@ from mint_stream.app.catalog_copy import current_catalog
 from mint_stream.app.provisioned import topics
 from mint_stream.app.serve_parts import admission_limits, budgets, chosen_device, intake_limits, kv_cache_bytes, loader, pool_base
 from mint_stream.app.shell import Shell
+from mint_stream.app.watched import run_watched
 from mint_stream.app.workplace import Workplace
 from mint_stream.bus import provision
 from mint_stream.bus.connection import Connection
@@ -91,14 +92,7 @@ class ServeRole:
     async def run(self) -> None:
         """Serve until drained; raise when the engine, the catalog or the intake fails."""
         assert self._engine is not None
-        serving = asyncio.create_task(self._worker.run())
-        watching = [asyncio.create_task(work) for work in (self._engine.watch(), *(reader.run_until_failed() for reader in self._readers))]
-        done, _ = await asyncio.wait({serving, *watching}, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        await serving
-        for task in watching:
-            task.cancel()
+        await run_watched(self._worker.run(), (self._engine.watch(), *(reader.run_until_failed() for reader in self._readers)))
 
     async def drain(self) -> None:
         """Take nothing more, answer what was taken, commit, leave the group."""

@@ -11,6 +11,7 @@ from mint_stream.app.catalog_copy import current_catalog
 from mint_stream.app.provisioned import topics
 from mint_stream.app.serve_parts import chosen_device, pool_base
 from mint_stream.app.shell import Shell
+from mint_stream.app.watched import run_watched
 from mint_stream.app.workplace import Workplace
 from mint_stream.bus import provision
 from mint_stream.bus.connection import Connection
@@ -93,14 +94,7 @@ class TrainRole:
     async def run(self) -> None:
         """Train until drained; raise when the log, the catalog or the intake fails."""
         assert self._worker is not None
-        working = asyncio.create_task(self._worker.run())
-        watching = [asyncio.create_task(part.run_until_failed()) for part in self._readers]
-        done, _ = await asyncio.wait({working, *watching}, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        await working
-        for task in watching:
-            task.cancel()
+        await run_watched(self._worker.run(), (part.run_until_failed() for part in self._readers))
 
     async def drain(self) -> None:
         """Let go of every running job after its step, leave the group."""

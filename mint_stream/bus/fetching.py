@@ -4,7 +4,7 @@ aiokafka raises UnicodeDecodeError, for ever, at a record whose header *name* is
 other partitions for the same call. Such names are legal bytes on the wire, so one stray record would stop every reader of its partition."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self
 
 from aiokafka import TopicPartition
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 _PARTITION_BYTES = 64 * 1024
 _FETCH_BYTES = 16 * 1024 * 1024
+_NAMES_A_REPLICA = 11
+"""The version of a fetch's answer from which on a field more stands before its records."""
 
 Fetched = dict[TopicPartition, list[Any]]
 
@@ -75,9 +77,14 @@ async def _fetch_leniently(consumer: Any, partition: TopicPartition, position: i
     ((_, ((_, code, _, *rest),)),) = response.topics
     if code:
         raise for_code(code)()
-    aborted = rest[2] if response.API_VERSION >= 11 else rest[-2]
+    aborted = aborted_in(rest, response.API_VERSION)
     parsed = PartitionRecords(partition, _LenientRecords(rest[-1]), aborted, position, None, None, True, isolation)
     return list(parsed), int(parsed.next_fetch_offset)
+
+
+def aborted_in(rest: Sequence[Any], version: int) -> Any:
+    """The aborted transactions in what a fetch's answer says of a partition behind its high watermark."""
+    return rest[2] if version >= _NAMES_A_REPLICA else rest[-2]
 
 
 class _LenientRecords(_MemoryRecordsPy):  # type: ignore[misc]  # aiokafka has no stubs

@@ -18,14 +18,13 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.memory_records import MemoryRecords
 
 from mint_stream.bus.connection import Connection
+from mint_stream.bus.fetching import aborted_in
 
 log = logging.getLogger(__name__)
 
 _PARTITION_BYTES = 2 * 2**20
 _FETCH_BYTES = 16 * 2**20
 _WAIT_MS = 100
-_NAMES_A_REPLICA = 11
-"""The version of a fetch's answer from which on a field more stands before its records."""
 _CLOSE_TO_THE_END = 2000
 """Offsets left in all partitions together that are not worth a second reader."""
 
@@ -128,9 +127,8 @@ def _parsed(topic: str, way: _Way, code: int, rest: Sequence[Any], version: int)
         raise for_code(code)(topic, way.partition)
     if not rest[-1]:
         return None
-    aborted = rest[2] if version >= _NAMES_A_REPLICA else rest[-2]
     place = TopicPartition(topic, way.partition)
-    plain = _Plain(place, MemoryRecords(rest[-1]), aborted, way.position, None, None, True, READ_COMMITTED)
+    plain = _Plain(place, MemoryRecords(rest[-1]), aborted_in(rest, version), way.position, None, None, True, READ_COMMITTED)
     records = list(plain)
     way.position = int(plain.next_fetch_offset)
     return way.partition, records, way.position

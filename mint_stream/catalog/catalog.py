@@ -139,9 +139,7 @@ class Catalog:
         if (plain := self._plain(reference)) is not None:
             return plain.revision
         wanted = Reference.parse(reference)
-        head = wanted.known(self.head(wanted.adapter_id))
-        number = wanted.number_in(head)
-        return servable(head, number, self.revision(wanted.adapter_id, number))
+        return self._meant(wanted, wanted.known(self.head(wanted.adapter_id)))
 
     def choose(self, reference: str, request: RequestName) -> Chosen:
         """As `resolve`, and a request for production may fall to the adapter's canary. Raises what `resolve` raises."""
@@ -153,7 +151,11 @@ class Catalog:
             candidate = self.revision(wanted.adapter_id, head.canary.number)
             if candidate is not None and candidate.state == "announced":
                 return Chosen(candidate, True, head.spread)
-        return Chosen(self.resolve(reference), False, head.spread)
+        return Chosen(self._meant(wanted, head), False, head.spread)
+
+    def _meant(self, wanted: Reference, head: Head) -> Revision:
+        number = wanted.number_in(head)
+        return servable(head, number, self.revision(wanted.adapter_id, number))
 
     def _plain(self, name: str) -> Chosen | None:
         """What a bare name means most of the time, without decoding a head, which costs more than all else; None: look closer."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mint_stream.engine.memory import zeros_when_touched
 from mint_stream.engine.prefixes import Reuse, SlotContents
+from mint_stream.engine.recurrent_states import RecurrentStates
 from mint_stream.model.pass_cache import PassCache
 from mint_stream.model.passes import Pass
 
@@ -23,7 +24,7 @@ class SlottedCache(PassCache):
         self.slots, self.slot_tokens = slots, slot_tokens
         self._dtype, self._device = dtype, device
         self._stored: dict[int, tuple[Tensor, Tensor]] = {}
-        self._states: dict[object, Tensor] = {}
+        self._states = RecurrentStates()
         self._contents = SlotContents(slots)
         self._rows = torch.empty(0, dtype=torch.long, device=device)
 
@@ -75,11 +76,7 @@ class SlottedCache(PassCache):
 
     def state(self, name: object, like: Tensor | None = None) -> Tensor:
         """[slots, ...] under `name`; made of the shape of `like` [sequences, ...] at first. A slot taken anew has its last one's."""
-        if name not in self._states:
-            if like is None:
-                raise ValueError(f"nothing was ever kept as {name}")
-            self._states[name] = like.new_zeros(self.slots, *like.shape[1:])
-        return self._states[name]
+        return self._states.of(name, like, self.slots)
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values, each [slots, kv_heads, tokens, width], as views."""

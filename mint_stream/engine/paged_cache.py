@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mint_stream.engine.pages import NOBODYS, PagePool
 from mint_stream.engine.prefixes import Reuse
+from mint_stream.engine.recurrent_states import RecurrentStates
 from mint_stream.errors import InvalidSettings
 from mint_stream.kernels.placing import placed
 from mint_stream.model.pass_cache import PassCache
@@ -33,7 +34,7 @@ class PagedCache(PassCache):
         self._pool = PagePool(slots * width, PAGE_TOKENS)
         self._free = list(range(slots))
         self._stored: dict[int, tuple[Tensor, Tensor]] = {}
-        self._states: dict[object, Tensor] = {}
+        self._states = RecurrentStates()
         self._lines = torch.zeros(slots + 1, width, dtype=torch.int32)
         self.table = self._lines.to(device, copy=True)
         """int32 [slots + 1, pages a sequence], for ever at the same place, as graphs want it."""
@@ -104,11 +105,7 @@ class PagedCache(PassCache):
 
     def state(self, name: object, like: Tensor | None = None) -> Tensor:
         """As SlottedCache.state."""
-        if name not in self._states:
-            if like is None:
-                raise ValueError(f"nothing was ever kept as {name}")
-            self._states[name] = like.new_zeros(self.slots, *like.shape[1:])
-        return self._states[name]
+        return self._states.of(name, like, self.slots)
 
     def layer(self, index: int) -> Pages:
         """Keys and values as kernels read them."""

@@ -80,8 +80,8 @@ def exact_rows(packed: PackedModel, budget: int) -> Rows:
 
 def rows_for(products: Sequence[tuple[Multiply, Tensor]], budget: int) -> Rows:
     """The range in which these products, each with an input to try it on, give a row the same bits."""
-    floor = next((floor for floor in FLOORS if floor <= budget and _same_bits(products, floor, budget)), None)
-    if floor is not None:
+    floor = _floor(products, [count for count in TRIED if count <= budget])
+    if floor is not None and floor <= budget:
         return Rows(floor, budget)
     fixed = next((count for count in FIXED_ROWS if count <= budget and _placeless(products, count)), None)
     if fixed is None:
@@ -112,9 +112,12 @@ def _drawn(width: int, like: Tensor) -> Tensor:
     return torch.randn(max(TRIED), width, generator=torch.Generator().manual_seed(0)).to(like)
 
 
-def _same_bits(products: Sequence[tuple[Multiply, Tensor]], floor: int, budget: int) -> bool:
-    counts = [count for count in TRIED if floor <= count <= budget]
-    return _placeless(products, max(counts)) and all(_agrees(multiply, x, counts) for multiply, x in products)
+def _floor(products: Sequence[tuple[Multiply, Tensor]], counts: Sequence[int]) -> int | None:
+    """The smallest from which on rows have the bits they have among the most."""
+    if not counts or not _placeless(products, counts[-1]):
+        return None
+    wrong = max((count for multiply, x in products for count in _otherwise(multiply, x, counts)), default=0)
+    return next((floor for floor in FLOORS if floor > wrong), None)
 
 
 def _placeless(products: Sequence[tuple[Multiply, Tensor]], count: int) -> bool:
@@ -127,6 +130,7 @@ def _moved_alike(multiply: Multiply, x: Tensor) -> bool:
     return all(torch.equal(multiply(x.roll(far, 0)).roll(-far, 0), whole) for far in PLACES)
 
 
-def _agrees(multiply: Multiply, x: Tensor, counts: Sequence[int]) -> bool:
-    whole = multiply(x[: max(counts)])
-    return all(torch.equal(multiply(x[:count]), whole[:count]) for count in counts)
+def _otherwise(multiply: Multiply, x: Tensor, counts: Sequence[int]) -> list[int]:
+    """The counts at which a row has other bits than among the most."""
+    whole = multiply(x[: counts[-1]])
+    return [count for count in counts if not torch.equal(multiply(x[:count]), whole[:count])]

@@ -1,6 +1,5 @@
 """What the whole fleet counted of canaries: a fold of `worker-status`."""
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from mint_stream.bus.table import LogRecord
 from mint_stream.errors import InvalidRecord
 from mint_stream.messages.fleet import WorkerStatus
 from mint_stream.messages.gates import ArmTally, CanaryTally
+from mint_stream.workers.moves import Moves
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class CanaryCounts:
     def __init__(self) -> None:
         self._workers: dict[str, _Worker] = {}
         self._past: dict[str, Arms] = {}
-        self._moved = asyncio.Event()
+        self._moves = Moves()
 
     def apply(self, _partition: int, records: Sequence[LogRecord], _next_offset: int) -> None:
         """Take in records of `worker-status`."""
@@ -39,8 +39,7 @@ class CanaryCounts:
                 self._note(WorkerStatus.decode(record.value))
             except InvalidRecord as error:
                 log.warning("worker-status offset=%d passed over: %s", record.offset, error)
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
+        self._moves.wake()
 
     def of(self, trial_id: str) -> Arms:
         """What was counted of this trial so far."""
@@ -56,11 +55,7 @@ class CanaryCounts:
 
     async def moved(self, timeout_s: float) -> None:
         """Return when any worker said anything, or after `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._moved.wait()
-        except TimeoutError:
-            return
+        await self._moves.moved(timeout_s)
 
     def _note(self, status: WorkerStatus) -> None:
         if status.role != "serve":

@@ -12,6 +12,7 @@ from mint_stream.bus.connection import Connection
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.errors import InvalidRecord
 from mint_stream.messages.training import TERMINAL, JobState, TrainingControl, TrainingEvent
+from mint_stream.workers.moves import Moves
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class JobLog:
         self._last: dict[str, LastSeen] = {}
         self._over: OrderedDict[str, None] = OrderedDict()
         self._cancelled: OrderedDict[str, str] = OrderedDict()
-        self._moved = asyncio.Event()
+        self._moves = Moves()
         self._events = LogReader(connection, contracts.TRAINING_EVENTS.name(), self.apply_events)
         self._controls = LogReader(connection, contracts.TRAINING_CONTROLS.name(), self.apply_controls)
 
@@ -82,11 +83,7 @@ class JobLog:
 
     async def moved(self, timeout_s: float) -> None:
         """Return when anything was written of any job, or after `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._moved.wait()
-        except TimeoutError:
-            return
+        await self._moves.moved(timeout_s)
 
     def apply_events(self, _partition: int, records: Sequence[LogRecord], _next_offset: int) -> None:
         """Take in records of `training-events`. An older attempt's late words do not hide a newer one's."""
@@ -118,8 +115,7 @@ class JobLog:
 
     def wake(self) -> None:
         """Let all who wait for something to move look again."""
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
+        self._moves.wake()
 
 
 def _event(record: LogRecord) -> TrainingEvent | None:

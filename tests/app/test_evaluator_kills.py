@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from mint_stream.app.environment import environment_of
 from mint_stream.bus.connection import Connection
 from mint_stream.messages.adapters import AdapterEvent
 from mint_stream.messages.gates import CanaryTerms, Judge
+from tests.child_process import module, said
 from tests.evaluation_ground import Evaluation, right
 
 pytestmark = [pytest.mark.kafka, pytest.mark.long]
@@ -34,23 +34,8 @@ async def ground(connection: Connection, tmp_path: Path) -> AsyncIterator[Evalua
 @asynccontextmanager
 async def evaluator(ground: Evaluation, effect: str = "", how: str = "SIGKILL") -> AsyncIterator[Process]:
     environment = {**os.environ, **environment_of(ground.settings)}
-    command = (sys.executable, "-m", "tests.app.evaluator_process", effect, how)
-    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
-    try:
+    async with module("tests.app.evaluator_process", effect, how, environment=environment) as process:
         yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def said(process: Process, word: str) -> None:
-    """Wait for a line of the process."""
-    assert process.stdout is not None
-    while line := await process.stdout.readline():
-        if line.decode().strip() == word:
-            return
-    raise AssertionError(f"it ended without saying {word}")
 
 
 def phases(ground: Evaluation, number: int = 2) -> list[tuple[str, str]]:

@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mint_stream.cache import ByteLru, Residents
+from mint_stream.cache import Residents
 from tests.cache import traces
+from tests.cache.byte_lru import ByteLru
 
 BUDGET = 20
 KEYS = st.integers(0, 9)

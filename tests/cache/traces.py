@@ -5,7 +5,8 @@ from bisect import bisect
 from collections.abc import Callable, Iterable
 from itertools import accumulate
 
-from mint_stream.cache import ByteLru, Residents
+from mint_stream.cache import Residents
+from tests.cache.byte_lru import ByteLru
 
 Trace = list[int]
 

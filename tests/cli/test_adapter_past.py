@@ -9,7 +9,7 @@ import typer
 from mint_stream.cli.moments import moment_ms
 from mint_stream.client import Client
 from tests.adapter_commands import manifest
-from tests.cli.test_use import Command, client, command, fleet  # noqa: F401  # fixtures
+from tests.cli.conftest import Command
 
 pytestmark = pytest.mark.kafka
 
@@ -29,7 +29,7 @@ def test_a_time_is_utc_unless_it_says_otherwise() -> None:
             moment_ms(wrong, 0)
 
 
-async def test_what_was_production_at_a_moment(command: Command, client: Client, topic_prefix: str) -> None:  # noqa: F811
+async def test_what_was_production_at_a_moment(command: Command, client: Client, topic_prefix: str) -> None:
     first = await client.announce(topic_prefix, manifest(digest="e" * 64))
     moved = await client.announce(topic_prefix, manifest(digest="f" * 64))
     back = await client.rollback(topic_prefix)
@@ -49,7 +49,7 @@ async def test_what_was_production_at_a_moment(command: Command, client: Client,
     assert (await client.adapter_at(topic_prefix, back.at_ms)).aliases["previous"].number == 2
 
 
-async def test_the_tree_of_revisions(command: Command, client: Client, topic_prefix: str) -> None:  # noqa: F811
+async def test_the_tree_of_revisions(command: Command, client: Client, topic_prefix: str) -> None:
     for parent in (None, 1, 1):
         await client.announce(topic_prefix, manifest(metrics={"loss": 0.5}), parent=parent)
     lines = (await command("adapters", "show", topic_prefix, "--lineage")).stdout.splitlines()

@@ -1,12 +1,8 @@
 """Using a fleet from the command line: each command against the real broker, the echo, and the real registrar."""
 
-import asyncio
 import json
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from typer.testing import Result
 
 from mint_stream import contracts
 from mint_stream.bus.connection import Connection
@@ -18,41 +14,11 @@ from mint_stream.messages.inference import Cancellation
 from mint_stream.messages.shared import ErrorBody
 from mint_stream.messages.training import TrainingEvent, TrainingJob
 from mint_stream.store import read_uri
-from tests.adapter_commands import BASE, manifest
-from tests.echo_serving import POOL, EchoServing
-from tests.provisioned import ensure_topics
-from tests.registrar_ground import Ground
+from tests.adapter_commands import manifest
+from tests.cli.conftest import Command
+from tests.echo_serving import POOL
 
 pytestmark = pytest.mark.kafka
-
-Command = Callable[..., Awaitable[Result]]
-
-
-@pytest.fixture(scope="module")
-async def fleet(connection: Connection) -> AsyncIterator[Connection]:
-    """Topics, the base of pool `tiny`, a registrar and something that answers."""
-    await ensure_topics(connection, POOL)
-    name = f"cli-{uuid.uuid4().hex[:8]}"
-    producer = Producer(connection, source="test")
-    await producer.start()
-    await producer.publish(contracts.BASE_MODELS, BASE, BASE.pool)
-    await producer.stop()
-    async with EchoServing(connection, name), Ground.of_fleet(connection).registrar():
-        yield connection
-
-
-@pytest.fixture
-def command(run, fleet: Connection, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """`await command("adapters", "list")` against the fleet, in a thread, as this loop serves it."""
-    monkeypatch.setenv("MINT_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:9")
-    monkeypatch.setenv("MINT_POOL", POOL)
-    return lambda *arguments: asyncio.to_thread(run, *arguments, "--bootstrap", fleet.bootstrap_servers)
-
-
-@pytest.fixture
-async def client(fleet: Connection) -> AsyncIterator[Client]:
-    async with Client(fleet, POOL) as client:
-        yield client
 
 
 async def test_a_prompt_is_answered_on_standard_output_and_told_about_on_the_other(command: Command):

@@ -1,7 +1,6 @@
 """Cold adapters under a real worker on the real broker: one read of the store however many wait, no trouble for others, no leftovers."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,11 +12,11 @@ from mint_stream.cache import DiskTier
 from mint_stream.messages.adapters import Revision
 from mint_stream.messages.inference import InferenceResult
 from mint_stream.store.delayed import DelayedStore
+from tests.child_process import module, said
 from tests.factories import random_weights
 from tests.serving_desk import Desk
 from tests.workers.serving_process import LIMITS
 from tests.workers.test_serving import with_nan
-from tests.workers.test_serving_more import said
 
 pytestmark = pytest.mark.kafka
 
@@ -85,17 +84,9 @@ async def test_a_poisoned_adapter_among_cold_ones_fails_its_own_requests_and_is_
 
 @asynccontextmanager
 async def loading(desk: Desk, room: Path, revision: Revision) -> "AsyncIterator[asyncio.subprocess.Process]":
-    command = [sys.executable, "-m", "tests.workers.loading_process", desk.connection.bootstrap_servers, desk.pool]
-    root = Path(__file__).parents[2]
-    process = await asyncio.create_subprocess_exec(
-        *command, str(room), revision.encode().decode(), cwd=root, stdout=asyncio.subprocess.PIPE
-    )
-    try:
+    arguments = (desk.connection.bootstrap_servers, desk.pool, str(room), revision.encode().decode())
+    async with module("tests.workers.loading_process", *arguments) as process:
         yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
 
 
 @pytest.mark.long

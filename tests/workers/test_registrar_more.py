@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from mint_stream.catalog import Catalog
 from mint_stream.errors import BusUnavailable
 from mint_stream.messages.adapters import AdapterCommand, Head, Revision, head_key, revision_key
 from tests.adapter_commands import announce, claim, promote, retire
+from tests.child_process import module, said
 from tests.registrar_ground import Ground
 
 pytestmark = pytest.mark.kafka
@@ -53,23 +53,10 @@ def announced(*numbers: int) -> list[tuple[str, int]]:
 @asynccontextmanager
 async def zombie(ground: Ground, effect: str, copy: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     """A registrar process that stops itself right after its first such effect."""
-    command = [sys.executable, "-m", "tests.workers.registrar_process"]
-    arguments = [ground.connection.bootstrap_servers, ground.prefix, effect, str(copy), "SIGSTOP"]
-    root = Path(__file__).parents[2]
-    process = await asyncio.create_subprocess_exec(*command, *arguments, cwd=root, stdout=asyncio.subprocess.PIPE)
-    try:
+    arguments = (ground.connection.bootstrap_servers, ground.prefix, effect, str(copy), "SIGSTOP")
+    async with module("tests.workers.registrar_process", *arguments) as process:
         await said(process, "started")
         yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def said(process: asyncio.subprocess.Process, line: str) -> None:
-    assert process.stdout is not None
-    while (read := await process.stdout.readline()) != f"{line}\n".encode():
-        assert read, "the registrar ended"
 
 
 @pytest.fixture(autouse=True)

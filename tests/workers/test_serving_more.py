@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from mint_stream.bus.connection import Connection
 from mint_stream.bus.local_kafka import LocalKafka
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.messages.inference import InferenceResult
+from tests.child_process import module, said
 from tests.provisioned import PARTITIONS
 from tests.serving_desk import Desk
 from tests.workers.serving_process import LIMITS
@@ -117,21 +117,9 @@ async def gathered(desk: Desk, asked: Collection[str]) -> list[InferenceResult]:
 @asynccontextmanager
 async def holding(desk: Desk, room: Path, count: int, when: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """A worker process of the desk's pool: see serving_process."""
-    command = [sys.executable, "-m", "tests.workers.serving_process", desk.connection.bootstrap_servers, desk.pool]
-    root = Path(__file__).parents[2]
-    process = await asyncio.create_subprocess_exec(*command, str(room), str(count), when, cwd=root, stdout=asyncio.subprocess.PIPE)
-    try:
+    arguments = (desk.connection.bootstrap_servers, desk.pool, str(room), str(count), when)
+    async with module("tests.workers.serving_process", *arguments) as process:
         yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def said(process: asyncio.subprocess.Process, line: str) -> None:
-    assert process.stdout is not None
-    while (read := await process.stdout.readline()) != f"{line}\n".encode():
-        assert read, "the worker ended"
 
 
 @pytest.mark.timeout(90)

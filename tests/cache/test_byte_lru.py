@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mint_stream.cache import ByteLru
+from tests.cache.byte_lru import ByteLru
 
 BUDGET = 20
 KEYS = st.integers(0, 9)
