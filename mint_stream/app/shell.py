@@ -64,6 +64,7 @@ class Shell:
         self._life: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
         self._server: _Server | None = None
+        self._telling = asyncio.Lock()
 
     async def serve(self, http: HttpSettings) -> None:
         """Run until a signal or a failure. Raises what ended the role, and BusUnavailable when no broker answers for a minute."""
@@ -142,8 +143,11 @@ class Shell:
             await asyncio.sleep(self._status_s)
 
     async def _tell(self) -> None:
-        """Say how the role is doing. What cannot be said now is said again by the next status; nothing waits for it."""
-        status = self._role.status(self._state)
+        """Say how the role is doing. What cannot be said now is said again by the next status; only the next status waits for it."""
+        async with self._telling:  # else a state could overtake the one before it, and the last one told would be wrong
+            await self._publish(self._role.status(self._state))
+
+    async def _publish(self, status: WorkerStatus) -> None:
         try:
             async with asyncio.timeout(TELL_S):
                 await self._publisher.publish(status, key=status.worker_id.encode())
