@@ -20,6 +20,7 @@ from mint_stream.app.workplace import Workplace
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.producer import Outgoing, Producer
 from mint_stream.bus.table import LogReader, LogRecord
+from mint_stream.cache import Backoff
 from mint_stream.client import AdapterView, Client
 from mint_stream.messages.adapters import AdapterCommand, AdapterEvent, Announce, decode_event
 from mint_stream.messages.gates import CanaryTerms, CandidateJudged, GateTerms
@@ -32,7 +33,7 @@ from tests.registrar_ground import Ground
 from tests.scripted_pool import Said, ScriptedPool
 
 ITEMS = 128
-QUICK = Patience(look_s=0.1, retry_s=0.05, tries=3)
+QUICK = Patience(look_s=0.1, retries=Backoff(attempts=3, first_s=0.05))
 
 
 def right(share: int) -> Callable[[str], Said]:

@@ -4,8 +4,9 @@
                                     └► reject                                         └► roll-back
 
 Laws: a trial is of an announced revision that is not production, under the rule `gated`; in its canary phase that revision is the canary;
-a verdict on another trial, another phase, or beside another production changes nothing; the newest candidate that was not tried yet has
-the next trial; a person who moves production has decided.
+a verdict on another trial, another phase, or beside another production changes nothing; a newer candidate waits until the trial is over
+(else whoever publishes faster than a gate decides would never pass one), and the newest that was not tried yet has the next trial; a person
+who moves production has decided.
 """
 
 import hashlib
@@ -17,7 +18,6 @@ from mint_stream.catalog.case import Case, Refusal
 from mint_stream.catalog.state import Decision
 from mint_stream.messages.adapters import (
     AdapterEvent,
-    Announce,
     Canary,
     CanarySet,
     Head,
@@ -104,9 +104,15 @@ def _without_fallen(case: Case, decision: Decision) -> Decision:
     if cause is None:
         return decision
     told = TrialEnded(**case.stamp, trial_id=trial.trial_id, number=trial.number, phase=trial.phase, cause=cause)
-    again = {"tried": trial.number - 1} if aliases.PRODUCTION not in head.aliases and cause == "canary-ended" else {}
-    over = _ended(case, head, trial, told, again)
+    over = _ended(case, head, trial, told, {"tried": _tried_after(head, trial, cause)})
     return replace(decision, events=(*decision.events, *over.events), head=over.head)
+
+
+def _tried_after(head: Head, trial: Trial, cause: EndCause) -> int:
+    """Up to where candidates have had their trial: whoever decides himself has decided about those that wait, too."""
+    if cause == "decided-by-a-person":
+        return head.aliases.get(aliases.CANDIDATE, head.tried)
+    return trial.number - 1 if cause == "canary-ended" and aliases.PRODUCTION not in head.aliases else head.tried
 
 
 def _why_over(case: Case, decision: Decision, head: Head, trial: Trial) -> EndCause | None:
@@ -120,8 +126,6 @@ def _why_over(case: Case, decision: Decision, head: Head, trial: Trial) -> EndCa
         return "decided-by-a-person"
     if trial.phase == "canary" and (head.canary is None or head.canary.number != trial.number):
         return "canary-ended"
-    if isinstance(case.command, Announce) and trial.phase == "gate":
-        return "superseded"
     return None
 
 

@@ -70,7 +70,7 @@ class Trial(Record):
     """When the phase began."""
 
 
-EndCause = Literal["superseded", "decided-by-a-person", "out-of-service", "rule-changed", "canary-ended"]
+EndCause = Literal["decided-by-a-person", "out-of-service", "rule-changed", "canary-ended"]
 """Why a trial ended without a verdict."""
 
 

@@ -25,7 +25,7 @@ class AskingLimits:
 
     at_once: int = 32
     timeout_s: float = 120.0
-    """After this a question without an answer is asked again, for as long as nobody answers."""
+    """After this a question without an answer is asked again, for as long as nobody answers in time."""
     tries: int = 3
     """How often a question is asked that was answered by an error which may pass."""
 
@@ -69,17 +69,19 @@ class Asking:
             if result.error is None:
                 return result.text or ""
             log.info("no answer request_id=%s code=%s", request.request_id, result.error.code)
-            if not issubclass(leaves().get(result.error.code, MintError), (Retry, DeadlineExceeded)):
+            if not issubclass(leaves().get(result.error.code, MintError), Retry):
                 return None
         return None
 
     async def _insisted(self, of: OpenTrial, request: InferenceRequest) -> InferenceResult:
-        """A pool that is away is waited for: its silence says nothing about the candidate."""
+        """A pool that is away is waited for: its silence says nothing about the candidate, nor does a question it found too late."""
         while True:
             late = round((time.time() + self._limits.timeout_s) * 1000)
+            asked = request.model_copy(update={"deadline_at_ms": late})
             try:
-                return await self._replies.ask(
-                    of.pool, request.model_copy(update={"deadline_at_ms": late}), self._limits.timeout_s, INFERENCE_BATCH
-                )
+                result = await self._replies.ask(of.pool, asked, self._limits.timeout_s, INFERENCE_BATCH)
             except ReplyTimeout as error:
                 log.warning("trial %s waits for pool %s: %s", of.trial.trial_id, of.pool, error)
+            else:
+                if result.error is None or result.error.code != DeadlineExceeded.code:
+                    return result

@@ -9,9 +9,11 @@ followed by somebody who begins the phase again, and the registrar carries out o
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from mint_stream.cache import Backoff
 from mint_stream.errors import MissingExtra, Reject, Retry
 from mint_stream.messages.adapters import CommandRejectedEvent
 from mint_stream.messages.gates import CanaryTerms, Judge, Verdict
@@ -32,6 +34,7 @@ After = Callable[[str], None]
 """Called with the name of an effect once it is there: begun, measured, judged, answered."""
 
 _REASON_CHARACTERS = 1000
+_AN_HOUR = Backoff(attempts=70, first_s=2.0, longest_s=60.0)
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,8 @@ class Patience:
 
     look_s: float = 1.0
     """A canary is judged whenever a worker says something, and at least this often."""
-    retry_s: float = 5.0
-    tries: int = 5
-    """How often something outside may fail before the trial is given up."""
+    retries: Backoff = _AN_HOUR
+    """How long something outside may fail before the trial is given up."""
 
 
 class Evaluator:
@@ -111,13 +113,13 @@ class Evaluator:
         await self._tell(of, verdict, judged)
 
     async def _verdict(self, of: OpenTrial) -> tuple[Verdict, Judgement]:
-        for _ in range(self._patience.tries):
+        for failed in range(1, self._patience.retries.attempts + 1):
             try:
                 return await (self._at_gate(of) if of.trial.phase == "gate" else self._in_canary(of))
             except Retry as error:
                 last = error
                 log.warning("trial %s tries again: %s", of.trial.trial_id, error)
-                await asyncio.sleep(self._patience.retry_s)
+                await asyncio.sleep(self._patience.retries.delay_s(failed, random.random()))
         return "give-up", Judgement("failed", f"{last.code}: {last}", {})
 
     async def _at_gate(self, of: OpenTrial) -> tuple[Verdict, Judgement]:

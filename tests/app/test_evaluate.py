@@ -1,15 +1,18 @@
 """The evaluate role over a real broker, registrar and scripted pool: gates, canaries, and what is told of them."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from mint_stream.bus.connection import Connection
-from mint_stream.errors import AdapterNotLoaded, InvalidAdapter
+from mint_stream.errors import AdapterNotLoaded, DeadlineExceeded, InvalidAdapter
 from mint_stream.messages.adapters import AdapterEvent
 from mint_stream.messages.gates import CanaryTerms
+from mint_stream.workers.asking import AskingLimits
+from mint_stream.workers.evaluation import Patience
 from tests.evaluation_ground import ITEMS, Evaluation, right
 from tests.scripted_pool import Said
 
@@ -143,6 +146,28 @@ async def test_an_item_that_the_candidate_cannot_answer_scores_nothing(ground: E
         await ground.publish()
         event = await ground.judged(2, "gate")
     assert (event.verdict, event.figures["score"]) == ("reject", 0.0)
+
+
+async def test_questions_that_a_pool_found_too_late_are_asked_again_and_say_nothing_about_the_candidate(ground: Evaluation) -> None:
+    late: Counter[str] = Counter()
+
+    def comes_back(prompt: str) -> Said:
+        late[prompt] += 1
+        if late[prompt] <= AskingLimits().tries:
+            raise DeadlineExceeded("found in the topic after the pool was away")
+        return right(9)(prompt)
+
+    await ground.gate()
+    ground.skills[2] = comes_back
+    async with ground.evaluator():
+        await ground.publish()
+        event = await ground.judged(2, "gate")
+    assert (event.verdict, event.figures["score"]) == ("promote", pytest.approx(0.9, abs=0.02))
+
+
+def test_what_is_away_for_a_while_is_waited_for() -> None:
+    retries = Patience().retries
+    assert sum(retries.delay_s(failed, 0.0) for failed in range(1, retries.attempts)) > 1800, "seconds, with the worst luck"
 
 
 async def test_a_person_who_promotes_during_a_trial_has_decided(ground: Evaluation) -> None:
