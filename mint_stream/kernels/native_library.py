@@ -38,16 +38,30 @@ _ARGUMENTS = {
 
 @functools.cache
 def kernels() -> dict[tuple[str, torch.dtype], Kernel] | None:
-    """By name and kind of number. None where they cannot be had, which is said once.
+    """By name and kind of number. None where they cannot be had.
 
     torch is imported by then: the library shares its OpenMP, and with it the threads that wait for work.
     """
+    library = _library()
+    if library is None:
+        return None
+    return {(name, kind): _declared(library, f"{name}_{KINDS[kind]}", taken) for name, taken in _ARGUMENTS.items() for kind in KINDS}
+
+
+def name() -> str | None:
+    """Of the library that is in use here, which says all that its bits depend on."""
+    library = _library()
+    return None if library is None else Path(library._name).name
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """None where it cannot be had, which is said once."""
     compiler = shutil.which("g++")
     library = None if compiler is None else loaded(compiler, SOURCE.parent / "__pycache__")
     if library is None:
         log.warning("no g++ here that compiles %s: passes on this CPU take torch's operators, which are slower", SOURCE.name)
-        return None
-    return {(name, kind): _declared(library, f"{name}_{KINDS[kind]}", taken) for name, taken in _ARGUMENTS.items() for kind in KINDS}
+    return library
 
 
 def loaded(compiler: str, folder: Path, source: Path = SOURCE) -> ctypes.CDLL | None:

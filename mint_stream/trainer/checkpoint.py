@@ -51,6 +51,8 @@ class CheckpointManifest(Record):
     dataset_digest: str
     base_digest: str
     numeric_fingerprint: str
+    inexact: bool = False
+    """An attempt before it went on under another fingerprint: its bits are no unbroken run's, wherever the job goes on from here."""
     loss_scale: float = 1.0
     steps_at_scale: int = 0
     metrics: dict[str, float] = {}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import mint_stream.kernels
+from mint_stream.kernels import native_library
 from mint_stream.messages.record import canonical_digest
 from mint_stream.model.base import ResidentBase
 
@@ -37,6 +38,7 @@ def numeric_facts(base: ResidentBase) -> dict[str, object]:
         "transformers": importlib.metadata.version("transformers"),
         "triton": _version("triton"),
         "kernels": _sources(Path(mint_stream.kernels.__file__).parent),
+        "native": native_library.name() or "none",
         "tokenizer": _tokenizer(base.tokenizer),
     }
 
@@ -57,7 +59,7 @@ def _version(package: str) -> str | None:
 def _sources(folder: Path) -> str:
     """Kernel tables are code, so the code's bytes stand for them."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
+    for file in sorted(file for kind in ("*.py", "*.cpp") for file in folder.rglob(kind)):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 

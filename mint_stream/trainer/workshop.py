@@ -89,7 +89,7 @@ class Workshop:
         run.optimizer.restore(found.moments)
         run.start = work.run.start
         run.scale = LossScale(found.manifest.loss_scale, found.manifest.steps_at_scale)
-        same = found.manifest.numeric_fingerprint == self.fingerprint
+        same = found.manifest.numeric_fingerprint == self.fingerprint and not found.manifest.inexact
         return Work(run, found.manifest.name, "exact" if same else "inexact", dict(found.manifest.metrics))
 
     def save(self, work: Work, attempt: int) -> None:
@@ -104,6 +104,7 @@ class Workshop:
             dataset_digest=run.dataset.digest,
             base_digest=self._base.digest,
             numeric_fingerprint=self.fingerprint,
+            inexact=work.resumed == "inexact",
             loss_scale=run.scale.value,
             steps_at_scale=run.scale.steps,
             metrics=work.metrics,

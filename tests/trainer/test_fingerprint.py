@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from mint_stream.kernels import native_library
 from mint_stream.model.base import ResidentBase, load_base
+from mint_stream.trainer import fingerprint
 from mint_stream.trainer.fingerprint import numeric_facts, numeric_fingerprint
 from tests.factories import byte_tokenizer, tiny_base
 
@@ -46,6 +49,14 @@ def test_more_threads_are_another_circumstance(base: ResidentBase, request: pyte
     request.getfixturevalue("other_threads")
     after = numeric_facts(base)
     assert {name for name in before if before[name] != after[name]} == {"threads"}
+
+
+def test_the_compiled_kernels_count_by_their_source_and_by_what_was_made_of_it(tmp_path: Path) -> None:
+    (tmp_path / "kernel.cpp").write_text("int one;")
+    before = fingerprint._sources(tmp_path)
+    (tmp_path / "kernel.cpp").write_text("int two;")
+    assert fingerprint._sources(tmp_path) != before
+    assert (native_library.name() is None) == (native_library.kernels() is None)
 
 
 def test_every_fact_is_said(base: ResidentBase) -> None:
