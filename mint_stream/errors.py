@@ -10,7 +10,7 @@
     │   └── StoreUnavailable · BusUnavailable · OwnershipLost · ReplyTimeout · AdapterNotLoaded
     └── Stop     this process must not go on: a person has to act
         └── TopicMismatch · BaseConflict · BaseUnusable · InvalidSettings · MissingJava · PortTaken · DownloadCorrupt
-            · BrokerFailed · StoreUnsuitable · EngineFailed · MissingExtra · AccessRefused
+            · BrokerFailed · StoreUnsuitable · EngineFailed · DeviceLost · MissingExtra · AccessRefused
 
 Each leaf has a stable `code`: the same string stands in the error result, in `ce_*` headers of a dead letter and in the log line.
 """
@@ -207,6 +207,10 @@ class StoreUnsuitable(Stop):
 
 class EngineFailed(Stop):
     """The engine thread ended unexpectedly."""
+
+
+class DeviceLost(Stop):
+    """The device computes nothing any more, not even the base alone."""
 
 
 def leaves(root: type[MintError] = MintError) -> dict[str, type[MintError]]:

@@ -80,15 +80,20 @@ class TrainingSystem:
 
     @asynccontextmanager
     async def trainer(
-        self, after: After = nothing, worker_id: str | None = None, silence_s: float = SILENCE_S, max_jobs: int = 8
+        self,
+        after: After = nothing,
+        worker_id: str | None = None,
+        silence_s: float = SILENCE_S,
+        max_jobs: int = 8,
+        kind: type[TrainRole] = TrainRole,
     ) -> AsyncIterator[TrainRole]:
         """A train role that is drained at the end."""
         changes = {"silence_s": silence_s, "max_jobs": max_jobs}
         settings = self.settings.model_copy(update={"training": self.settings.training.model_copy(update=changes)})
         with Workplace(settings.home, "train", worker_id) as workplace:
-            role = TrainRole(settings, self.connection, Metrics(), workplace, after)
+            role = kind(settings, self.connection, Metrics(), workplace, after)
             await role.start()
-            working = asyncio.create_task(role.run())
+            self.training = working = asyncio.create_task(role.run())
             try:
                 yield role
             finally:

@@ -6,14 +6,14 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from mint_stream.errors import BrokerFailed, EngineFailed, MintError, Stop
+from mint_stream.errors import BrokerFailed, DeviceLost, EngineFailed, MintError, Stop
 
 FAILED = 1
 STOPPED = 2
 INTERRUPTED = 130
 
 
-RESTART_MAY_HELP = (EngineFailed, BrokerFailed)
+RESTART_MAY_HELP = (EngineFailed, DeviceLost, BrokerFailed)
 """Stops of a process whose next life may fare better: a supervisor starts it again."""
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mint_stream.errors import BaseUnusable
+from mint_stream.errors import BaseUnusable, DeviceLost
 from mint_stream.kernels import LoraWeights
 from mint_stream.model.forward import PackedModel, Uncached
 from mint_stream.model.passes import AdapterSet, Pass, pack
@@ -73,6 +73,16 @@ class Body:
             logits = self.head(replace(pass_, selected=rows, scratch={}), hidden[list(rows)])
             found.append(logprobs(logits, targets[start : start + ROWS_PER_CHUNK]))
         return torch.cat(found)
+
+    def prove(self) -> None:
+        """One small pass of the base alone. Raises DeviceLost when it does not come through: a CUDA error stays until its process ends."""
+        try:
+            hidden = self.hidden(pack([(PROBE_TOKENS, -1)], training=True), gradients=False)
+            finite = bool(hidden.isfinite().all())  # read here, where what the device did wrong shows
+        except Exception as error:
+            raise DeviceLost(f"the base alone cannot be computed any more: {type(error).__name__}: {error}; restart the worker") from error
+        if not finite:
+            raise DeviceLost("the base alone computes numbers that are not finite; restart the worker")
 
     def _check_head(self) -> None:
         probe = pack([(PROBE_TOKENS, -1)])

@@ -64,6 +64,10 @@ class Trainer:
         taken = {run: self._take(run, loss) for run, loss in zip(chosen, losses, strict=True)}
         return {run: outcome for run, outcome in taken.items() if outcome is not None}
 
+    def prove(self) -> None:
+        """Raises DeviceLost when the base alone cannot be computed any more: what failed then was no job's fault."""
+        self._body.prove()
+
     def leave(self, run: TrainingRun) -> None:
         """The run makes no more steps here."""
         self._rotation.forget(run.job.job_id)

@@ -19,6 +19,7 @@ from mint_stream.errors import (
     BusUnavailable,
     Cancelled,
     CorruptObject,
+    DeviceLost,
     EngineFailed,
     MintError,
     OwnershipLost,
@@ -182,6 +183,8 @@ class JobRunner:
             await self._wait_for_store(job)
             return False
         except (Reject, EngineFailed) as error:
+            if isinstance(error, EngineFailed):
+                await self._prove(report)
             await self._end(report, error)
             return True
         except BusUnavailable:
@@ -250,6 +253,15 @@ class JobRunner:
             elif checkpoint_due(job, run.step):
                 await self._publishing.save(work, report, pause)
         return number
+
+    async def _prove(self, report: JobReport) -> None:
+        """Torch failed under a job: its own fault, if the base alone still computes. Else it goes free at once, and this worker ends."""
+        try:
+            await self._passes.prove()
+        except DeviceLost:
+            if report.claimed:
+                await report.say("queued")
+            raise
 
     async def _end(self, report: JobReport, error: MintError) -> None:
         """The job's terminal event for an error: rejected before its first claim, failed after it."""

@@ -29,6 +29,10 @@ class PassLoop:
         finally:
             del self._waiting[run]
 
+    async def prove(self) -> None:
+        """Raises DeviceLost when no job can be trained here any more."""
+        await self._thread.run(self._trainer.prove)
+
     async def leave(self, run: TrainingRun) -> None:
         """The run makes no more steps here."""
         await self._thread.run(self._trainer.leave, run)

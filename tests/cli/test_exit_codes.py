@@ -3,7 +3,7 @@
 import pytest
 
 from mint_stream.cli.group import FAILED, STOPPED, exit_code
-from mint_stream.errors import BaseConflict, BrokerFailed, EngineFailed, MintError, PortTaken, TopicMismatch, UnknownAdapter
+from mint_stream.errors import BaseConflict, BrokerFailed, DeviceLost, EngineFailed, MintError, PortTaken, TopicMismatch, UnknownAdapter
 
 
 @pytest.mark.parametrize("error", [BaseConflict("x"), TopicMismatch("x"), PortTaken("x")])
@@ -11,6 +11,6 @@ def test_what_a_person_has_to_change_is_not_tried_again(error: MintError) -> Non
     assert exit_code(error) == STOPPED
 
 
-@pytest.mark.parametrize("error", [EngineFailed("x"), BrokerFailed("x"), UnknownAdapter("x")])
+@pytest.mark.parametrize("error", [EngineFailed("x"), DeviceLost("x"), BrokerFailed("x"), UnknownAdapter("x")])
 def test_what_the_next_life_may_do_better_is(error: MintError) -> None:
     assert exit_code(error) == FAILED

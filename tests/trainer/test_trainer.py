@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from mint_stream.adapter import AdapterLayer, AdapterWeights
-from mint_stream.errors import BaseUnusable, EngineFailed, InvalidDataset, TrainingDiverged
+from mint_stream.errors import BaseUnusable, DeviceLost, EngineFailed, InvalidDataset, TrainingDiverged
 from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingJob
 from mint_stream.model.forward import PackedModel
 from mint_stream.model.tiny import linear_paths, tiny_model
@@ -303,6 +303,17 @@ def test_a_row_that_torch_refuses_fails_its_own_job_and_its_neighbours_steps_kee
     assert alone.weights().digest == good.weights().digest
     assert not bad.adapter.gradients.any()
     assert isinstance(trainer.step([good, other])[0], StepReport)
+
+
+@pytest.mark.parametrize(("weight", "reason"), [(torch.zeros(3), "RuntimeError"), (torch.full((64,), torch.nan), "not finite")])
+def test_a_base_that_computes_nothing_any_more_is_told_from_a_job_that_fails(weight: torch.Tensor, reason: str) -> None:
+    """As after a CUDA error, which stays until the process ends."""
+    model = tiny_model("llama", hidden_size=64, intermediate_size=128)
+    trainer = Trainer(PackedModel(model, linear_paths(model)))
+    trainer.prove()
+    model.model.norm.weight.data = weight
+    with pytest.raises(DeviceLost, match=reason):
+        trainer.prove()
 
 
 def test_a_large_job_does_not_hold_up_a_small_one() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mint_stream.errors import EngineFailed, TrainingDiverged
+from mint_stream.errors import DeviceLost, EngineFailed, TrainingDiverged
 from mint_stream.trainer.run import StepReport
 from mint_stream.workers.pass_loop import PassLoop
 from mint_stream.workers.torch_thread import TorchThread
@@ -25,6 +25,9 @@ class Runs:
         self.passes.append(sorted(runs))
         outcomes = {run: self._judge(run, len(self.passes)) for run in runs}
         return {run: outcome for run, outcome in outcomes.items() if outcome is not None}
+
+    def prove(self) -> None:
+        raise DeviceLost("not even the base")
 
     def leave(self, run: str) -> None:
         self.left.append(run)
@@ -100,3 +103,8 @@ async def test_a_fault_that_is_nobodys_ends_the_steps_in_the_pass_and_no_later_o
     both = await asyncio.gather(passes.step("a"), passes.step("b"), return_exceptions=True)
     assert all(isinstance(error, EngineFailed) and "the device is gone" in str(error) for error in both)
     assert (await passes.step("a")).step == 2
+
+
+async def test_a_device_that_is_lost_is_told_as_such(thread: TorchThread) -> None:
+    with pytest.raises(DeviceLost, match="not even the base"):
+        await loop_of(thread, Runs()).prove()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from mint_stream import contracts
@@ -21,8 +22,14 @@ from mint_stream.app.train import TrainRole
 from mint_stream.bus.partitioner import murmur2_partition
 from mint_stream.bus.producer import BROKER_LIMIT_BYTES, Outgoing
 from mint_stream.bus.seating import Claim, seats
+from mint_stream.errors import DeviceLost, EngineFailed
 from mint_stream.messages.training import LoraSettings, TrainingJob
+from mint_stream.model.base import ResidentBase
+from mint_stream.settings import Settings
 from mint_stream.store.files import file_path
+from mint_stream.trainer.run import TrainingRun
+from mint_stream.trainer.trainer import Outcome, Trainer
+from mint_stream.trainer.workshop import Workshop
 from tests.training_system import GOOD, PARTITIONS, POOL, TrainingSystem
 
 pytestmark = [pytest.mark.kafka]
@@ -288,6 +295,66 @@ async def test_a_job_that_diverges_fails_by_the_users_fault(system: TrainingSyst
         end = await system.ended(name)
     assert (end.state, end.fault, end.error and end.error.code) == ("failed", "user", "training-diverged")
     assert await system.revisions(name) == []
+
+
+class RefusesOneJob(TrainRole):
+    """Its torch fails whatever is asked for a job whose name ends in "odd"."""
+
+    def _equipped(self, *given: Any) -> tuple[Trainer, Workshop]:
+        trainer, workshop = super()._equipped(*given)
+        odd: Any = OddTrainer(trainer)
+        return odd, workshop
+
+
+class OddTrainer:
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer, self.leave, self.prove = trainer, trainer.leave, trainer.prove
+
+    def advance(self, runs: Sequence[TrainingRun]) -> dict[TrainingRun, Outcome]:
+        odd = [run for run in runs if run.job.job_id.endswith("odd")]
+        return {run: EngineFailed("an odd shape") for run in odd} or self._trainer.advance(runs)
+
+
+class LosesItsDevice(TrainRole):
+    """From its first step on nothing can be computed any more, as after a CUDA error."""
+
+    async def _loaded(self, settings: Settings) -> ResidentBase:
+        base = await super()._loaded(settings)
+
+        def after(effect: str) -> None:
+            if effect == "stepped":
+                base.model.get_decoder().norm.weight.data = torch.zeros(3)
+
+        self._after = after
+        return base
+
+
+async def test_a_job_whose_torch_fails_ends_alone_and_its_trainer_goes_on(system: TrainingSystem, name: str) -> None:
+    async with system.trainer(kind=RefusesOneJob):
+        for one in (f"{name}-odd", f"{name}-well"):
+            await system.submit(system.job(one, one))
+        odd, well = await system.ended(f"{name}-odd"), await system.ended(f"{name}-well")
+    assert (odd.state, odd.fault, odd.error and odd.error.code) == ("failed", "server", "engine-failed")
+    assert well.state == "succeeded" and await committed_to_the_end(system)
+
+
+async def trained_until_it_ends(system: TrainingSystem, jobs: Sequence[str]) -> None:
+    async with system.trainer(kind=LosesItsDevice, max_jobs=2):
+        for one in jobs:
+            await system.submit(system.job(one, one))
+        await asyncio.wait({system.training})
+
+
+async def test_a_trainer_that_loses_its_device_ends_itself_and_another_one_takes_its_jobs(system: TrainingSystem, name: str) -> None:
+    jobs = [f"{name}-{number}" for number in range(3)]
+    with pytest.raises(DeviceLost, match="the base alone"):
+        await trained_until_it_ends(system, jobs)
+    assert not [one for one in jobs for event in system.events if event.job_id == one and event.terminal]
+    assert not await committed_to_the_end(system)
+    async with system.trainer(worker_id="healthy"):
+        ends = [await system.ended(one) for one in jobs]
+    assert {(end.state, end.worker_id) for end in ends} == {("succeeded", "healthy")}
+    assert await committed_to_the_end(system)
 
 
 async def test_a_drained_trainer_leaves_its_job_to_the_next_one_which_goes_on_exactly(system: TrainingSystem, name: str) -> None:
