@@ -117,7 +117,9 @@ class DiskTier:
 
     def _let_in(self, name: str, aside: Path, size_bytes: int) -> bool:
         if name in self._residents:
-            return True
+            if self._file(name).exists():
+                return True
+            self._forget(name)  # somebody removed it who is no worker, and counted no change
         if not self._make_room(size_bytes):
             return False
         self._count_change(name)

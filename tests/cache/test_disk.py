@@ -130,6 +130,19 @@ def test_what_somebody_reads_is_not_removed(path: Path) -> None:
         assert not file_of(path, read).exists()
 
 
+@pytest.mark.parametrize("whole_shard", [False, True])
+def test_what_somebody_else_removed_is_written_again(tier: DiskTier, path: Path, whole_shard: bool) -> None:
+    """As a cleaner of old files does, which knows nothing of tiers."""
+    removed, other = BLOCKS[:2]
+    assert tier.write(removed) and tier.write(other)
+    file_of(path, removed).unlink()
+    if whole_shard:
+        file_of(path, removed).parent.rmdir()
+    assert tier.read(removed.digest) is None and removed.digest not in tier
+    assert tier.write(removed) and tier.read(removed.digest) is not None
+    assert tier.used_bytes == on_disk(path) == FILE_BYTES[removed.digest] + FILE_BYTES[other.digest]
+
+
 def test_workers_see_what_others_wrote_and_removed(path: Path) -> None:
     draw = random.Random(0)
     with ExitStack() as workers:
