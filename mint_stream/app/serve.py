@@ -140,7 +140,6 @@ class ServeRole:
 
     def _follow(self, catalog: Catalog, leasing: Leasing) -> Leasing:
         """Load new revisions and canaries of adapters in use, and what pinned ones are, as the catalog tells of them."""
-        running: set[asyncio.Task[None]] = set()
 
         def changed(change: Change) -> None:
             self._metrics.catalog_applied_total.inc()
@@ -150,9 +149,7 @@ class ServeRole:
                 leasing.pin(change.adapter_id, production_in(catalog, change.adapter_id))
             coming = revision_to_come(catalog, change)
             if coming is not None:
-                task = asyncio.create_task(leasing.announced(coming))
-                running.add(task)
-                task.add_done_callback(running.discard)
+                leasing.coming(coming)
 
         pinned = frozenset(self._settings.serving.pinned_adapters)
         for adapter_id in sorted(pinned):

@@ -15,4 +15,4 @@ class Backoff:
         """The wait after the `failed`-th failure (from 1): half of it certain, the other half times `luck` in [0, 1].
 
         So workers that failed together do not come back together."""
-        return min(self.longest_s, self.first_s * float(2 ** (failed - 1))) * (0.5 + 0.5 * luck)
+        return min(self.longest_s, self.first_s * float(2 ** min(failed - 1, 62))) * (0.5 + 0.5 * luck)

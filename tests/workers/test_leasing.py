@@ -1,7 +1,8 @@
 """Leasing: what is in use here is fetched ahead when it gets a new revision, what is not in use costs nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import pytest
@@ -45,9 +46,12 @@ def previous() -> dict[str, Revision]:
     return {}
 
 
+NO_WAIT = Backoff(first_s=0.0, longest_s=0.0)
+
+
 @pytest.fixture
 async def leasing(loader: Loader, previous: dict[str, Revision]) -> AsyncIterator[Leasing]:
-    leasing = Leasing(loader, Metrics(), previous.get)
+    leasing = Leasing(loader, Metrics(), previous.get, again=NO_WAIT)
     yield leasing
     await leasing.close()
 
@@ -172,6 +176,82 @@ async def test_nothing_is_kept_for_adapters_that_are_not_remembered_any_more(
         previous[f"a{number}"] = one
         await used(leasing, one.model_copy(update={"adapter_id": f"a{number}"}))
     assert len(loader.host.kept) == module.RECENT and "a9" not in loader.host.kept
+
+
+@asynccontextmanager
+async def leasing_of(
+    source: AdapterSource, previous: Mapping[str, Revision] | None = None, host_blocks: int = 3
+) -> AsyncIterator[tuple[Leasing, Loader]]:
+    """Leasing with a loader of its own, which fails at the first failure of its source."""
+    loader = Loader(source, HostTier(host_blocks * BLOCK_BYTES), DeviceTier(2 * BLOCK_BYTES), backoff=Backoff(1, 0.0))
+    leasing = Leasing(loader, Metrics(), (previous or {}).get, again=NO_WAIT)
+    yield leasing, loader
+    await leasing.close()
+
+
+async def test_what_production_was_has_a_share_of_the_host_tier_and_no_more_is_fetched_for_it(store: Store) -> None:
+    names = [f"{letter}dapter" for letter in "abcdefghijklmnopqrst"]
+    previous = {name: publish(store, name, 1, size_bytes=BLOCK_BYTES) for name in names}
+    async with leasing_of(AdapterSource(store, LINEARS, max_rank=8), previous, host_blocks=8) as (leasing, loader):
+        revisions = [publish(store, name, 2) for name in names]
+        for revision in revisions:
+            await used(leasing, revision)
+        assert {*loader.host.kept} == {*names[:2]}, "a quarter of eight"
+        while leasing._aside:
+            await asyncio.sleep(0)
+        assert loader.loads_total == len(names) + 2
+        for _ in range(2):
+            await used(leasing, revisions[-1])
+        while previous[names[-1]].digest not in loader.host:
+            await asyncio.sleep(0)
+        assert {*loader.host.kept} == {names[1], names[-1]}, "asked for again, it displaced the one that nobody asked for since"
+
+
+async def test_what_is_kept_is_fetched_until_the_store_gives_it(store: Store) -> None:
+    """Nobody asks for what is pinned, so nobody else would try again."""
+    source = GatedSource(store, failures=20)
+    async with leasing_of(source) as (leasing, loader):
+        leasing.pin("p", revision := publish(store, "p"))
+        while revision.digest not in loader.host:
+            await asyncio.sleep(0)
+        assert loader.loads_total == 21
+
+
+async def test_what_is_not_to_be_kept_any_more_is_not_fetched_again(store: Store) -> None:
+    source = GatedSource(store, failures=10**6)
+    async with leasing_of(source) as (leasing, loader):
+        leasing.pin("p", publish(store, "p", 1))
+        await entered(source, 2)
+        leasing.pin("p", None)
+        while leasing._aside:
+            await asyncio.sleep(0)
+        assert not loader.host.kept
+
+
+async def test_what_is_broken_is_fetched_once_however_much_it_is_to_be_kept(store: Store) -> None:
+    async with leasing_of(AdapterSource(store, LINEARS, max_rank=8)) as (leasing, loader):
+        leasing.pin("p", publish(store, "p", digest="c" * 64))
+        while leasing._aside:
+            await asyncio.sleep(0)
+        assert loader.loads_total == 1
+
+
+async def test_closing_ends_whatever_is_fetched_ahead_and_nothing_is_from_then_on(store: Store) -> None:
+    source = GatedSource(store)
+    async with leasing_of(source) as (leasing, _):
+        await used(leasing, publish(store, "a", 1))
+        source.gate.clear()
+        leasing.coming(publish(store, "a", 2))
+        leasing.pin("p", publish(store, "p"))
+        await entered(source, 2)
+        closing = asyncio.create_task(leasing.close())
+        await asyncio.sleep(0)
+        source.gate.set()
+        await closing
+        assert not leasing._aside
+        leasing.coming(publish(store, "a", 3))
+        leasing.pin("q", publish(store, "q"))
+        assert not leasing._aside
 
 
 async def test_closing_gives_up_what_is_being_loaded(store: Store) -> None:
