@@ -19,18 +19,16 @@ from mint_stream.bus.connection import Connection, failure
 from mint_stream.bus.fetching import fetch
 from mint_stream.bus.handover import committed_offsets
 from mint_stream.bus.liveness import Liveness
-from mint_stream.bus.replay import replay
 from mint_stream.bus.seat import Seat
 from mint_stream.bus.table import LogReader, LogRecord
-from mint_stream.bus.topic_facts import topic_facts
 from mint_stream.bus.transactions import TransactionalProducer
 from mint_stream.catalog import Catalog
 from mint_stream.errors import Reject, Retry
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.metrics import Metrics
 from mint_stream.workers.catalog_writer import CatalogWriter, RegistrarTopics
-from mint_stream.workers.clock import now_ms
 from mint_stream.workers.crew import Crew
+from mint_stream.workers.folding import Folding
 from mint_stream.workers.holding import Holding
 from mint_stream.workers.pools import PoolBases
 
@@ -57,6 +55,8 @@ class Member:
     """A member silent for so long loses its partitions."""
     stuck_after_s: float = 60.0
     """A partition with commands to fetch and no movement for so long ends the registrar."""
+    note_current_s: float = 3600.0
+    """How often it is noted that the copy is current; far less than `delete.retention.ms` of the revisions, which is days."""
 
 
 class Registrar:
@@ -85,7 +85,7 @@ class Registrar:
         self._crew = Crew()
         self._taking: set[int] = set()
         self._fenced: list[Holding] = []
-        self._folding = asyncio.Lock()
+        self._folding = Folding(connection, topics.revisions, catalog)
 
     @property
     def owned(self) -> frozenset[int]:
@@ -119,13 +119,15 @@ class Registrar:
         """Carry out commands until drained. Raises what cannot be cured by starting over."""
         working = asyncio.create_task(self._crew.run(self._work()))
         watching = asyncio.create_task(Liveness(self._consumer, self._member.stuck_after_s, self._moving).run())
+        noting = asyncio.create_task(self._folding.stay_current(lambda: self.owned, self._member.note_current_s))
+        tasks = {working, watching, noting}
         try:
-            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-            (working if working.done() else watching).result()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            (working if working.done() else done.pop()).result()
         finally:
-            working.cancel()
-            watching.cancel()
-            await asyncio.wait({working, watching})
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             self._idle.set()
 
     async def _work(self) -> None:
@@ -169,7 +171,7 @@ class Registrar:
     async def _take_over(self, holding: Holding) -> None:
         if await self._fence(holding):
             self._fenced.append(holding)
-            async with self._folding:
+            async with self._folding.turn:
                 fenced, self._fenced = self._fenced, []
                 await self._fold_and_open(fenced)  # whoever was fenced while another fold ran; none when it ran for this one, too
         holding.taking = False
@@ -190,23 +192,11 @@ class Registrar:
     async def _fold_and_open(self, fenced: Sequence[Holding]) -> None:
         try:
             if fenced:
-                await self._fold([holding.number for holding in fenced])
+                await self._folding.fold([holding.number for holding in fenced])
                 await asyncio.gather(*map(self._open, fenced))
         except (Retry, KafkaError) as error:
             log.warning("cannot take over partitions %s: %s", [holding.number for holding in fenced], error)
             await asyncio.gather(*(holding.put_off() for holding in fenced))
-
-    async def _fold(self, partitions: Sequence[int]) -> None:
-        facts = await topic_facts(self._connection, self._topics.revisions)
-        start = self._catalog.prepare(facts.topic_id, facts.delete_retention_ms, now_ms(), partitions)
-        await replay(self._connection, self._topics.revisions, self._catalog.apply_all, start, partitions)
-        reader = LogReader(self._connection, self._topics.revisions, self._catalog.apply, self._catalog.positions(), partitions)
-        await reader.start()
-        try:
-            await reader.caught_up()
-        finally:
-            await reader.stop()
-        self._catalog.mark_current(now_ms(), partitions)
 
     async def _open(self, holding: Holding) -> None:
         partition = self._commands(holding.number)

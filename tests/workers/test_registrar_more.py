@@ -4,7 +4,7 @@ import asyncio
 import gc
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,10 +16,13 @@ from aiokafka.structs import OffsetAndMetadata
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.local_kafka import LocalKafka
 from mint_stream.bus.producer import Outgoing, Producer
+from mint_stream.bus.table import LogRecord
+from mint_stream.bus.topic_facts import topic_facts
 from mint_stream.bus.transactions import TransactionalProducer
 from mint_stream.catalog import Catalog
 from mint_stream.errors import BusUnavailable
 from mint_stream.messages.adapters import AdapterCommand, Head, Revision, head_key, revision_key
+from mint_stream.workers.registrar import Registrar
 from tests.adapter_commands import announce, claim, promote, retire
 from tests.child_process import module, said
 from tests.registrar_ground import Ground
@@ -286,6 +289,68 @@ async def test_a_partition_that_is_slow_to_be_taken_over_keeps_no_other_waiting(
         assert registrar.owned == {0}
         Slow.may_start.set()
         assert await outcomes(ground, quick, slow) == announced(1, 1)
+
+
+class Interrupted(Catalog):
+    """Its first fold ends in the middle, as when the broker goes away; says where each began."""
+
+    def __init__(self, partitions: int) -> None:
+        super().__init__(None, partitions)
+        self.starts: list[dict[int, int]] = []
+        self.whole = False
+
+    def prepare(self, *arguments: object) -> dict[int, int]:
+        self.starts.append(super().prepare(*arguments))
+        return self.starts[-1]
+
+    def apply(self, partition: int, records: Sequence[LogRecord], next_offset: int) -> None:
+        if not self.whole and records:
+            self.whole = True
+            super().apply(partition, records[:1], records[0].offset + 1)
+            raise BusUnavailable("the broker is away for a moment")
+        super().apply(partition, records, next_offset)
+
+
+async def test_a_fold_that_was_interrupted_goes_on_where_it_was(connection: Connection, topic_prefix: str) -> None:
+    ground = await Ground.create(connection, topic_prefix, partitions=1)
+    first, second = fresh("a"), fresh("a")
+    async with ground.registrar():
+        await ground.give(first)
+        await ground.answers(first)
+    with Interrupted(1) as catalog:
+        async with running(ground.build(catalog)):
+            await ground.give(second)
+            assert await outcomes(ground, first, second) == announced(1, 2)
+        assert catalog.starts[0] == {} and catalog.starts[1][0] > 0, "the second fold began after what the first had applied"
+
+
+async def test_a_copy_counts_as_current_for_as_long_as_its_partitions_are_owned(connection: Connection, topic_prefix: str) -> None:
+    """Else a failure after more days than tombstones are kept would have the whole log folded again."""
+    ground = await Ground.create(connection, topic_prefix)
+    command = fresh(here(ground))
+    with Catalog(None, 2) as catalog:
+        async with running(ground.build(catalog, note_current_s=0.01)) as registrar:
+            await ground.give(command)
+            await ground.answers(command)
+            while registrar.owned != {0, 1}:
+                await asyncio.sleep(0.01)
+            folded_ms = max(catalog._rows.fresh_at_ms().values())
+            while min(catalog._rows.fresh_at_ms().values()) <= folded_ms:
+                await asyncio.sleep(0.01)
+            retention_ms, positions = 1000, catalog.positions()
+            topic_id = (await topic_facts(connection, ground.topics.revisions)).topic_id
+            assert catalog.prepare(topic_id, retention_ms, folded_ms + retention_ms) == positions, "nothing is dropped"
+
+
+@asynccontextmanager
+async def running(registrar: Registrar) -> AsyncIterator[Registrar]:
+    await registrar.start()
+    working = asyncio.create_task(registrar.run())
+    try:
+        yield registrar
+    finally:
+        await registrar.drain()
+        await working
 
 
 class Choking(Catalog):
