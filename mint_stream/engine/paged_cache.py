@@ -57,6 +57,11 @@ class PagedCache(PassCache):
         sides = (side for pair in self._stored.values() for side in pair)
         return sum(side[0].numel() * side.element_size() for side in sides)
 
+    def head_widths(self, besides: frozenset[int] = frozenset()) -> frozenset[int]:
+        """Numbers of a head's key or value in all layers that were written to so far, but those `besides`."""
+        layers = (pair for index, pair in self._stored.items() if index >= 0 and index not in besides)
+        return frozenset(side.shape[3] for pair in layers for side in pair)
+
     def limit(self, pages: int) -> None:
         """Have no more than so many pages, from before the first sequence on. Raises InvalidSettings when one sequence would not fit."""
         fewest = -(-self.slot_tokens // PAGE_TOKENS)

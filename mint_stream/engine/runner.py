@@ -1,5 +1,6 @@
 """Runs one step: packs the rows of many sequences into a pass, and draws the next tokens."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,11 +21,14 @@ from mint_stream.engine.sequence import RunningSequence
 from mint_stream.engine.sequence_cache import SequenceCache
 from mint_stream.kernels import Segments, triton_on
 from mint_stream.kernels.bound_attention import planes_of
+from mint_stream.kernels.readable import through_torch
 from mint_stream.kernels.warming import warm
 from mint_stream.model.base import ResidentBase
 from mint_stream.model.forward import PackedModel
 from mint_stream.model.passes import AdapterSet, Pass, Span
 from mint_stream.model.trial import LENGTHS, check_packing
+
+log = logging.getLogger(__name__)
 
 WARM_ROWS = 33
 """More than any tile for decode rows has, so that kernels for longer chunks are compiled too."""
@@ -46,6 +50,7 @@ class Runner:
         self._dtype, self._kv_cache_bytes = base.dtype, kv_cache_bytes
         self.cache: SequenceCache = self._cache_of(slots, slot_tokens)
         self._placing: Placing = SideBySide(slots) if kv_cache_bytes is None and base.device.type == "cpu" else WhereTheyAre()
+        self._through_torch: tuple[str, ...] = ()
         self.max_adapters_in_step = 0
 
     @torch.inference_mode()
@@ -72,12 +77,26 @@ class Runner:
         for slot in slots:
             self.cache.advance(slot, rows + 1)
             self.cache.release(slot)
+        self._through_torch = self._unread()
+        for part in self._through_torch:
+            log.warning("%s: %s goes through torch, which is slower: Triton's kernels cannot read it", self._base.architecture, part)
         self._capture()
 
+    def _unread(self) -> tuple[str, ...]:
+        """What of this base Triton's kernels would compute and cannot read."""
+        if not triton_on(self._packed.device):
+            return ()
+        shapes = {path: self._base.layers[path] for path in self._packed.sites.paths if path in self._base.layers}
+        heads = self.cache.head_widths(self._packed.latent) if isinstance(self.cache, PagedCache) else frozenset()
+        return through_torch(heads, shapes | dict(self._base.parameters), self._dtype)
+
     def _capture(self) -> None:
-        """Graphs of decode steps, where there may be any."""
+        """Graphs of decode steps, where there may be any: of what the kernels compute, all of it."""
         cache, base, device = self.cache, self._base, self._packed.device
         if self._graphs is None or not isinstance(cache, PagedCache) or not (triton_on(device) and self._packed.fused):
+            return
+        if self._through_torch:
+            log.warning("%s: decode steps have no graphs", base.architecture)
             return
         paths = [path for path in base.linears if path != base.output_head]
         shapes = Shapes(cache.slots, planes_of(cache.slot_tokens))

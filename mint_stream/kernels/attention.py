@@ -1,31 +1,15 @@
 """Attention behind the dispatch: over pages in serving, over whole packed sequences, with gradients, in training."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mint_stream.kernels import reference
+from mint_stream.kernels import reference, torch_attention
 from mint_stream.kernels.attention_plan import PagedSpans
+from mint_stream.kernels.attention_rule import Rule
 from mint_stream.kernels.bound_attention import BoundSpans
 from mint_stream.kernels.paths import by_triton, triton_module
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a layer asks of attention besides causality."""
-
-    scaling: float
-    window: int | None = None
-    """Tokens visible to a row, itself included; None: all of them."""
-    softcap: float | None = None
-    sinks: Tensor | None = None
-    """[heads]: a logit a head that takes part in the softmax and has no value."""
-
-    def arguments(self) -> tuple[float, int | None, float | None, Tensor | None]:
-        """In the order of the kernels' arguments."""
-        return self.scaling, self.window, self.softcap, self.sinks
 
 
 def takes_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -38,8 +22,9 @@ def paged_attention(q: Tensor, keys: Tensor, values: Tensor, table: Tensor, span
     taken = takes_attention(q, keys, values)
     if not taken and isinstance(spans, BoundSpans):
         raise ValueError(f"a graph attends by the kernels, and these cannot read heads of {q.shape[2]} and {values.shape[3]} numbers")
-    attend = triton_module("paged_attention").paged_attention if taken else reference.paged_attention
-    out: Tensor = attend(q, keys, values, table, spans, *rule.arguments())
+    if not taken:
+        return torch_attention.paged_attention(q, keys, values, table, spans, rule)
+    out: Tensor = triton_module("paged_attention").paged_attention(q, keys, values, table, spans, *rule.arguments())
     return out
 
 

@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mint_stream.kernels import readable
 from mint_stream.kernels.attention_plan import EVERYTHING, WIDEST, PagedSpans, attention_tile, power
-from mint_stream.kernels.tiles import ALIGNMENT_BYTES, DTYPES
+from mint_stream.kernels.tiles import ALIGNMENT_BYTES
 
 SIZES = ["scaling", "softcap", "window", "table_width", "places"]
 
@@ -148,10 +149,7 @@ def combine_kernel(
 def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:
     """Whether the kernels can read them: one dtype, numbers of a head adjacent and 16-byte aligned, at most 256 of them (fp32: 128)."""
     sides = (q, keys, values)
-    plain = (
-        all(side.dtype == q.dtype and side.stride(-1) == 1 and side.shape[-1] * side.element_size() <= WIDEST * 2 for side in sides)
-        and q.dtype in DTYPES
-    )
+    plain = all(side.dtype == q.dtype and side.stride(-1) == 1 and readable.head(side.shape[-1], side.dtype) for side in sides)
     unit = ALIGNMENT_BYTES // q.element_size()
     return plain and not any(side.data_ptr() % ALIGNMENT_BYTES or any(step % unit for step in side.stride()[:-1]) for side in sides)
 

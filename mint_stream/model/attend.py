@@ -1,13 +1,14 @@
 """The arithmetic of packed attention: one span by itself, or the decode rows of many sequences together."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mint_stream.kernels import native
-from mint_stream.kernels.attention import Rule
+from mint_stream.kernels.attention_rule import Rule
+from mint_stream.kernels.torch_attention import attend, causal_mask
 from mint_stream.model.passes import Pass, Span
 
 
@@ -33,18 +34,8 @@ def one(span: Span, query: Tensor, key: Tensor, value: Tensor, stored: tuple[Ten
     if span.position == 0 and window is None and rule.softcap is None and rule.sinks is None:
         out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scaling, enable_gqa=True)
         return out[0].transpose(0, 1)
-    mask = pass_.shared(("one", span, window), lambda: causal_mask(span, window, q))
+    mask = pass_.shared(("one", span, window), lambda: causal_mask(span.position, span.length, window, q))
     return attend(q, k, v, mask, rule)[0].transpose(0, 1)
-
-
-def causal_mask(span: Span, window: int | None, like: Tensor) -> Tensor:
-    """[1, 1, rows, length]: 0 where a row may look, -inf where it may not."""
-    rows = torch.arange(span.position, span.length, device=like.device)[:, None]
-    columns = torch.arange(span.length, device=like.device)[None, :]
-    hidden = columns > rows
-    if window is not None:
-        hidden |= columns <= rows - window
-    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)[None, None]
 
 
 @dataclass(frozen=True)
@@ -110,38 +101,3 @@ def _lengths_mask(lengths: tuple[int, ...], window: int | None, like: Tensor) ->
     if window is not None:
         hidden |= columns < ends - window
     return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)[:, None, None]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule) -> Tensor:
-    """softmax(softcap(q kᵀ · scaling) + mask, sinks) v.
-
-    q [b, heads, rows, width], k and v [b, kv_heads, length, ...], mask [b or 1, 1, rows, length] → [b, heads, rows, value width].
-    """
-    batch, heads, rows, _ = q.shape
-    kv_heads = k.shape[1]
-    grouped = q.reshape(batch, kv_heads, heads // kv_heads * rows, q.shape[-1])
-    wide = mask if rows == 1 else mask.repeat(1, 1, heads // kv_heads, 1)
-    if rule.softcap is None and rule.sinks is None:
-        out = functional.scaled_dot_product_attention(
-            grouped, k, v, attn_mask=wide.expand(-1, -1, grouped.shape[2], -1), scale=rule.scaling
-        )
-    else:
-        out = _plainly(grouped, k, v, wide, replace(rule, sinks=_sinks_by_row(rule.sinks, kv_heads, rows)))
-    return out.reshape(batch, heads, rows, v.shape[-1])
-
-
-def _sinks_by_row(sinks: Tensor | None, kv_heads: int, rows: int) -> Tensor | None:
-    """[heads] → [kv_heads, heads / kv_heads · rows], the order of grouped queries."""
-    return None if sinks is None else sinks.view(kv_heads, -1, 1).expand(-1, -1, rows).reshape(kv_heads, -1)
-
-
-def _plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule) -> Tensor:
-    scores = (q @ k.transpose(2, 3)) * rule.scaling
-    if rule.softcap is not None:
-        scores = torch.tanh(scores / rule.softcap) * rule.softcap
-    scores = (scores + mask).float()
-    if rule.sinks is None:
-        return scores.softmax(-1).to(q.dtype) @ v
-    sinks = rule.sinks.to(scores)[None, :, :, None].expand(scores.shape[0], -1, -1, -1)
-    weights = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
-    return weights.to(q.dtype) @ v

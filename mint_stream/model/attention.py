@@ -12,8 +12,9 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from mint_stream.errors import BaseUnusable
-from mint_stream.kernels.attention import Rule, packed_attention, paged_attention, takes_attention
+from mint_stream.kernels.attention import packed_attention, paged_attention, takes_attention
 from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
+from mint_stream.kernels.attention_rule import Rule
 from mint_stream.model.attend import many, one, split
 from mint_stream.model.latent import attend_latents, is_latent
 from mint_stream.model.passes import PAGED_SPANS, KeyValues, Pages, Pass

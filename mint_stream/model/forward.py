@@ -35,7 +35,7 @@ class PackedModel:
         attention.register()
         self.model = model
         self.sites = LoraSites(model, linears, head)
-        self._latent, self._chooses = latent_layers(model), chooses(model)
+        self.latent, self._chooses = latent_layers(model), chooses(model)
         parameters.install(model, self.sites.current)
         recurrent.install(model, self.sites)
         if any(experts.is_experts(module) for module in model.modules()):
@@ -77,4 +77,4 @@ class PackedModel:
         """The cache as the model's layers see it."""
         if cache is None:
             return Uncached()
-        return LatentCache(cache, pass_, self._latent) if self._latent else cache
+        return LatentCache(cache, pass_, self.latent) if self.latent else cache

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mint_stream.kernels.attention import Rule
-from mint_stream.model.attend import attend, causal_mask
+from mint_stream.kernels.attention_rule import Rule
+from mint_stream.kernels.torch_attention import attend, causal_mask
 from mint_stream.model.pass_cache import PassCache
 from mint_stream.model.passes import KeyValues, Pass
 
@@ -72,7 +72,7 @@ def attend_latents(query: Tensor, key: Tensor, value: Tensor, rule: Rule, pass_:
     """
     out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
     for span, begin in zip(pass_.spans, _starts(pass_), strict=True):
-        mask = pass_.shared(("latent", span, rule.window), lambda span=span: causal_mask(span, rule.window, query))  # type: ignore[misc]
+        mask = pass_.shared(("latent", span, rule.window), lambda span=span: causal_mask(span.position, span.length, rule.window, query))  # type: ignore[misc]
         if chosen is not None:
             mask = mask + _unchosen(chosen[:, span.start : span.end].long() - begin, mask)
         keys, values = (side[:, :, begin : begin + span.length] for side in (key, value))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mint_stream.kernels import Segments, native, reference
-from mint_stream.kernels.attention import Rule
 from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
+from mint_stream.kernels.attention_rule import Rule
 from mint_stream.model.attend import many
 from mint_stream.model.passes import Pass, Span
 

@@ -26,8 +26,9 @@ from mint_stream.kernels import (
     reference,
     triton_on,
 )
-from mint_stream.kernels.attention import Rule, packed_attention, paged_attention, takes_attention
+from mint_stream.kernels.attention import packed_attention, paged_attention, takes_attention
 from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
+from mint_stream.kernels.attention_rule import Rule
 from mint_stream.kernels.bound_attention import BoundAttention
 from mint_stream.kernels.tiles import RANKS, ROWS
 from mint_stream.kernels.training_cuda import readable, takes

@@ -43,3 +43,27 @@ def test_a_whole_engine_with_graphs_gives_the_logits_that_it_gives_without(kind:
     assert none == 0 and some >= 5 and asked.keys() == replayed.keys()
     for place, row in asked.items():
         torch.testing.assert_close(replayed[place], row, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(170)
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"head_dim": 18}, "attention over heads of 18 numbers in float32"), ({"intermediate_size": 70}, "mlp.gate_proj (48 to 70) first")],
+)
+def test_a_base_that_the_kernels_cannot_read_whole_says_so_at_its_start_and_answers_without_graphs(
+    changes: dict[str, int], named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = load_base(tiny_base(tmp_path / "base", **changes), dtype=torch.float32)
+    linears = {path: shape for path, shape in base.linears.items() if path != base.output_head}
+    block, tokens = AdapterBlock.build(random_weights(linears, rank=3, seed=1)), [(7 * at) % 256 for at in range(12)]
+
+    def logits(runner: Runner) -> Tensor:
+        runner.warm_up()
+        sequences = [(_sequence(key, tokens, 5, [None, block][key]), tokens) for key in range(2)]
+        return torch.stack([row.clone() for _, _, row in sorted(_forced(runner, BUDGETS, sequences), key=lambda found: found[:2])])
+
+    slots = logits(Runner(base, 3, 48))
+    device = Runner(base, 3, 48, 1 << 24, EagerGraphs())
+    torch.testing.assert_close(logits(device), slots, atol=1e-4, rtol=1e-4)
+    assert device.decode_graphs is None and named in caplog.text and "LlamaForCausalLM: decode steps have no graphs" in caplog.text
