@@ -3,7 +3,7 @@
 delta(x) = scaling * (x A^T) B^T        x [rows, in], A [r, in], B [out, r]
 """
 
-from mint_stream.adapter.block import AdapterBlock, BlockLayer, Place
+from mint_stream.adapter.block import AdapterBlock, BlockForm, BlockLayer, Place
 from mint_stream.adapter.peft_config import CONFIG_FILE
 from mint_stream.adapter.targets import LayerShape, check_targets, grouped_targets, pattern_of
 from mint_stream.adapter.weights import TENSORS_FILE, AdapterLayer, AdapterWeights, fresh_parameters
@@ -14,6 +14,7 @@ __all__ = [
     "AdapterBlock",
     "AdapterLayer",
     "AdapterWeights",
+    "BlockForm",
     "BlockLayer",
     "LayerShape",
     "Place",

@@ -20,6 +20,14 @@ SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 @dataclass(frozen=True)
+class BlockForm:
+    """How blocks are held on the host: in which numbers, and whether in page-locked memory, which a GPU copies from without a detour."""
+
+    dtype: torch.dtype = torch.float32
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
 class BlockLayer:
     """Views into the block: A [r, in], and Bt [r, out], which is B transposed with the scaling folded in.
 

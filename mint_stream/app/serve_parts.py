@@ -74,11 +74,11 @@ def intake_limits(serving: ServingSettings) -> IntakeLimits:
 
 def loader(base: ResidentBase, founded: PoolBase, settings: Settings, metrics: Metrics | None = None) -> Loader:
     """All tiers, for adapters of this base up to the rank that its pool was founded with."""
-    serving, dtype, metrics = settings.serving, base.adapter_dtype, metrics or Metrics()
+    serving, form, metrics = settings.serving, base.block_form, metrics or Metrics()
     disk_path = settings.home / "disk-tier"
-    disk = DiskTier(disk_path, serving.disk_tier_bytes, dtype, Tally("disk", metrics)) if serving.disk_tier_bytes else None
+    disk = DiskTier(disk_path, serving.disk_tier_bytes, form, Tally("disk", metrics)) if serving.disk_tier_bytes else None
     store = Store(settings.store_uri, settings.store.options)
-    source = AdapterSource(store, base.layers, founded.max_rank, dtype, disk, Tally("store", metrics))
+    source = AdapterSource(store, base.layers, founded.max_rank, form, disk, Tally("store", metrics))
     host = HostTier(serving.host_tier_bytes, Tally("host", metrics))
     device = DeviceTier(serving.device_tier_bytes, base.device, Tally("device", metrics))
     return Loader(source, host, device, serving.load_parallelism)

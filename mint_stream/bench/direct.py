@@ -81,7 +81,7 @@ class _Scene:
         self.resident = load_base(base)
         founded = pool_base(self.resident, settings)
         store = Store(settings.store_uri, settings.store.options)
-        self._source = AdapterSource(store, self.resident.layers, founded.max_rank, self.resident.adapter_dtype)
+        self._source = AdapterSource(store, self.resident.layers, founded.max_rank, self.resident.block_form)
         self._blocks: dict[str, AdapterBlock] = {}
         self.engine = Engine(self.resident, budgets(settings.serving), founded.context_tokens, reuse_prefixes=reuse_prefixes)
         self.loop = asyncio.new_event_loop()

@@ -28,7 +28,7 @@ class Tiers:
 def loader_of(store: Store, base: ResidentBase, tiers: Tiers, max_rank: int, disk: DiskTier | None = None) -> Loader:
     """A loader with nothing in memory yet."""
     metrics = Metrics()
-    source = AdapterSource(store, base.layers, max_rank, base.adapter_dtype, disk, Tally("store", metrics))
+    source = AdapterSource(store, base.layers, max_rank, base.block_form, disk, Tally("store", metrics))
     host, device = HostTier(tiers.host_bytes, Tally("host", metrics)), DeviceTier(tiers.device_bytes, base.device, Tally("device", metrics))
     return Loader(source, host, device, tiers.parallelism)
 

@@ -106,7 +106,7 @@ def _named(catalog: Catalog, grown: Farm, stream: Stream) -> float:
 
 async def _measured(base: ResidentBase, grown: Farm, catalog: Catalog, disk_path: Path, stream: Stream) -> dict[str, Any]:
     store = DelayedStore(grown.uri, stream.latency_ms / 1e3, {"sync": False})
-    disk = DiskTier(disk_path, stream.disk_bytes, base.adapter_dtype, Tally("disk"))
+    disk = DiskTier(disk_path, stream.disk_bytes, base.block_form, Tally("disk"))
     loader = loader_of(store, base, Tiers(stream.device_bytes, stream.host_bytes), max_rank=8, disk=disk)
     budgets = Budgets(
         max_num_seqs=stream.concurrency, max_num_batched_tokens=max(256, 2 * stream.concurrency), max_adapters=stream.concurrency

@@ -21,9 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-from mint_stream.adapter import AdapterBlock
+from mint_stream.adapter import AdapterBlock, BlockForm
 from mint_stream.adapter.block_file import block_name, block_parts, read_block
 from mint_stream.cache.residents import Residents
 from mint_stream.cache.tally import Tally
@@ -32,19 +30,19 @@ from mint_stream.errors import CorruptObject
 log = logging.getLogger(__name__)
 
 SHARDS = 256
+PLAIN = BlockForm()
 _CHANGES = struct.Struct(f"<{SHARDS}Q")
 
 
 class DiskTier:
-    """Blocks of one dtype. May be called from any thread; other processes may use the same directory. Everything blocks.
+    """Blocks of one form. May be called from any thread; other processes may use the same directory. Everything blocks.
 
     Laws: what `read` gives is whole. All files together stay within the budget. A file that somebody reads is not removed. A disk that
     fails or is full costs a load from the store, never a request.
     """
 
-    def __init__(self, path: Path, budget_bytes: int, dtype: torch.dtype = torch.float32, tally: Tally | None = None) -> None:
-        self.path, self._dtype = path, dtype
-        self._pin = torch.cuda.is_available()
+    def __init__(self, path: Path, budget_bytes: int, form: BlockForm = PLAIN, tally: Tally | None = None) -> None:
+        self.path, self._dtype, self._pin = path, form.dtype, form.pinned
         self._residents: Residents[str] = Residents(budget_bytes)
         self._shards: defaultdict[str, set[str]] = defaultdict(set)
         self._seen: tuple[int, ...] = (-1,) * SHARDS

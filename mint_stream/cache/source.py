@@ -6,16 +6,19 @@ from collections.abc import Mapping
 
 import torch
 
-from mint_stream.adapter import AdapterBlock, AdapterWeights, LayerShape
+from mint_stream.adapter import AdapterBlock, AdapterWeights, BlockForm, LayerShape
 from mint_stream.adapter.targets import check_layers
 from mint_stream.cache.disk import DiskTier
 from mint_stream.cache.tally import Tally
-from mint_stream.errors import AdapterNotLoaded, AdapterUnloadable, CorruptObject, MintError, RevisionRetired
+from mint_stream.errors import AdapterNotLoaded, AdapterUnloadable, CorruptObject, DeviceLost, MintError, RevisionRetired
 from mint_stream.messages.adapters import Revision
 from mint_stream.store import Store
 
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """What reading bytes raises when the bytes are wrong."""
+PLAIN = BlockForm()
+OUT_OF_MEMORY = 2
+"""CUDA's number for it."""
 
 
 class AdapterSource:
@@ -26,24 +29,23 @@ class AdapterSource:
         store: Store,
         layers: Mapping[str, LayerShape],
         max_rank: int,
-        dtype: torch.dtype = torch.float32,
+        form: BlockForm = PLAIN,
         disk: DiskTier | None = None,
         tally: Tally | None = None,
     ) -> None:
-        """`disk` is of the same dtype. Where there is a GPU, blocks come in page-locked memory, ready to be copied to it."""
+        """`disk` is of the same form."""
         self._store = store
         self._layers = layers
         self._max_rank = max_rank
-        self._dtype = dtype
+        self._form = form
         self.disk = disk
         self.tally = tally or Tally("store")
-        self._pin = torch.cuda.is_available()
 
     def block(self, revision: Revision) -> AdapterBlock:
         """The revision's block on the CPU. Blocks; call it in a thread.
 
         Raises StoreUnavailable or AdapterNotLoaded (try again), or for good, wherever it is tried: CorruptObject, InvalidAdapter,
-        BaseMismatch, RevisionRetired, AdapterUnloadable. Each message names the revision.
+        BaseMismatch, RevisionRetired, AdapterUnloadable. Each message names the revision. Raises DeviceLost for a device that is gone.
         """
         name = f"{revision.adapter_id}@{revision.number}"
         if revision.uri is None:
@@ -52,6 +54,10 @@ class AdapterSource:
             return self._from_disk(revision.digest) or self._built(revision.uri, revision.digest)
         except MintError as error:
             raise type(error)(f"{name}: {error}") from error
+        except torch.AcceleratorError as error:
+            if getattr(error, "error_code", None) == OUT_OF_MEMORY:
+                raise AdapterNotLoaded(f"{name} could not be loaded here: {error}") from error
+            raise DeviceLost(f"{name} could not be laid out for the device: {error}; restart the worker") from error
         except Exception as error:  # out of memory, threads or files: this machine's trouble, which says nothing about the revision
             raise AdapterNotLoaded(f"{name} could not be loaded here: {type(error).__name__}: {error}") from error
 
@@ -78,7 +84,7 @@ class AdapterSource:
         if weights.digest != digest:
             raise CorruptObject(f"{uri} holds an adapter of digest {weights.digest[:12]}, announced as {digest[:12]}")
         weights.check_layers(self._layers, self._max_rank)
-        block = AdapterBlock.build(weights, self._dtype, pin=self._pin)
+        block = AdapterBlock.build(weights, self._form.dtype, pin=self._form.pinned)
         self.tally.loaded(time.perf_counter() - begun)
         return block
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from mint_stream.adapter import LayerShape, grouped_targets
+from mint_stream.adapter import BlockForm, LayerShape, grouped_targets
 from mint_stream.errors import BaseUnusable
 from mint_stream.kernels.native_library import kernels
 from mint_stream.messages.shared import TargetShape
@@ -67,6 +67,11 @@ class ResidentBase:
     def adapter_dtype(self) -> torch.dtype:
         """What its adapters are kept in: the base's own; on CPUs float32 where torch multiplies by them, whose small products want that."""
         return torch.float32 if self.device.type == "cpu" and kernels() is None else self.dtype
+
+    @property
+    def block_form(self) -> BlockForm:
+        """How its adapters are held on the host, before they are placed on its device."""
+        return BlockForm(self.adapter_dtype, pinned=self.device.type == "cuda")
 
     def targets(self) -> tuple[TargetShape, ...]:
         """What an adapter may target by kind, for the pool's base-models record."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mint_stream.adapter import AdapterBlock
+from mint_stream.adapter import AdapterBlock, BlockForm
 from mint_stream.adapter.block_file import block_name, block_parts
 from mint_stream.cache import DiskTier
 from tests.cache.blocks import BLOCKS
@@ -34,7 +34,7 @@ def tier(path: Path) -> Iterator[DiskTier]:
 
 @contextmanager
 def opened(path: Path, budget: int = ALL, dtype: torch.dtype = torch.float32) -> Iterator[DiskTier]:
-    tier = DiskTier(path, budget, dtype)
+    tier = DiskTier(path, budget, BlockForm(dtype))
     yield tier
     tier.close()
 

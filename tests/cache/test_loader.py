@@ -13,11 +13,13 @@ import torch
 
 from mint_stream.adapter import AdapterBlock, AdapterWeights
 from mint_stream.cache import AdapterSource, Backoff, DeviceTier, DiskTier, HostTier, Loader
+from mint_stream.cache.source import OUT_OF_MEMORY
 from mint_stream.errors import (
     AdapterNotLoaded,
     AdapterUnloadable,
     BaseMismatch,
     CorruptObject,
+    DeviceLost,
     InvalidAdapter,
     RevisionRetired,
     StoreUnavailable,
@@ -278,6 +280,21 @@ async def test_what_this_machine_lacks_is_no_fault_of_the_adapter(store: Store, 
     (await lasting.lease(revision)).release()
     passing = make_loader(AdapterSource(Poor(store.uri, error), LINEARS, max_rank=8))
     (await passing.lease(revision)).release()
+
+
+def accelerator_error(code: int) -> torch.AcceleratorError:
+    """As torch raises it, with CUDA's number."""
+    error = torch.AcceleratorError("CUDA error")
+    error.error_code = code
+    return error
+
+
+async def test_a_device_that_is_gone_is_told_from_one_that_is_full_and_ends_its_worker(store: Store) -> None:
+    revision, full, gone = publish(store), accelerator_error(OUT_OF_MEMORY), accelerator_error(700)
+    passing = make_loader(AdapterSource(Poor(store.uri, full), LINEARS, max_rank=8))
+    (await passing.lease(revision)).release()
+    with pytest.raises(DeviceLost, match="a@1 could not be laid out for the device"):
+        await make_loader(AdapterSource(Poor(store.uri, gone), LINEARS, max_rank=8)).lease(revision)
 
 
 async def test_files_that_break_the_reader_are_the_adapters_fault(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from mint_stream.adapter import BlockForm
 from mint_stream.errors import BaseUnusable
 from mint_stream.kernels.native_library import kernels
 from mint_stream.model.base import base_digest, check_servable, load_base, native_dtype
@@ -163,3 +165,9 @@ def test_architectures_are_served_or_refused_by_name(kind: str, settings: dict[s
 def test_adapters_are_kept_as_the_base_is_where_a_kernel_reads_them(tmp_path: Path) -> None:
     base = load_base(tiny_base(tmp_path / "tiny"), torch.bfloat16)
     assert base.adapter_dtype == (torch.float32 if kernels() is None else torch.bfloat16)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda:0", True)])
+def test_adapters_are_held_page_locked_for_a_gpu_and_for_no_cpu_beside_one(device: str, pinned: bool, tmp_path: Path) -> None:
+    base = replace(load_base(tiny_base(tmp_path / "base"), dtype=torch.float32), device=torch.device(device))
+    assert base.block_form == BlockForm(base.adapter_dtype, pinned)
