@@ -1,5 +1,6 @@
 """The arithmetic of packed attention: one span by itself, or the decode rows of many sequences together."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +13,27 @@ from mint_stream.kernels.torch_attention import attend, causal_mask
 from mint_stream.model.passes import Pass, Span
 
 
-def split(pass_: Pass) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-    """(decode spans computed together, spans computed one by one). Far longer sequences than most go alone: padding is work."""
+def packed(query: Tensor, key: Tensor, value: Tensor, stored: tuple[Tensor, Tensor], rule: Rule, pass_: Pass) -> Tensor:
+    """[T, heads, value width] of a pass whose sequences are in `stored`; query, key and value as mint_attention's."""
+    out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
+    by_kernel = native.takes_attention(query[0].transpose(0, 1), stored[0], stored[1], out)
+    together, alone = pass_.shared(("split", by_kernel), lambda: split(pass_, padded=not by_kernel))
+    for span in alone:
+        out[span.start : span.end] = one(span, query, key, value, stored, rule, pass_)
+    if together:
+        many(together, query, stored, rule, pass_, out, by_kernel)
+    return out
+
+
+def split(pass_: Pass, padded: bool) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """(decode spans computed together, spans computed one by one).
+
+    Where those together are `padded` to the longest, sequences far longer than most go alone. Else a row's bits are its own matter: a
+    decode row is one of those together in any company, and in none.
+    """
     decode = sorted((span for span in pass_.spans if span.rows == 1 and span.position > 0), key=lambda span: span.length)
-    limit = 2 * decode[len(decode) // 2].length + 256 if decode else 0
+    limit = 2 * decode[len(decode) // 2].length + 256 if decode and padded else math.inf
     together = tuple(sorted((span for span in decode if span.length <= limit), key=lambda span: span.slot))
-    if len(together) < 2:
-        together = ()
     chosen = {span.start for span in together}
     return together, tuple(span for span in pass_.spans if span.start not in chosen)
 
@@ -81,10 +96,12 @@ class _Seats:
             out.index_copy_(0, self.kept_rows, attended.index_select(0, self.kept))
 
 
-def many(spans: tuple[Span, ...], query: Tensor, stored: tuple[Tensor, Tensor], rule: Rule, pass_: Pass, out: Tensor) -> None:
-    """Decode rows of many sequences at once, written to their rows of out [T, heads, value width]."""
+def many(
+    spans: tuple[Span, ...], query: Tensor, stored: tuple[Tensor, Tensor], rule: Rule, pass_: Pass, out: Tensor, by_kernel: bool
+) -> None:
+    """Decode rows of many sequences at once, written to their rows of out [T, heads, value width]. `by_kernel`: by native's."""
     rows = query[0].transpose(0, 1)
-    if native.takes_attention(rows, stored[0], stored[1], out):
+    if by_kernel:
         sequences = pass_.shared("many", lambda: torch.tensor([(span.start, span.slot, span.length) for span in spans]))
         return native.attend(rows, stored[0], stored[1], sequences, out, *rule.arguments())
     seats = pass_.shared("seats", lambda: _Seats.of(spans, query.device))

@@ -15,7 +15,7 @@ from mint_stream.errors import BaseUnusable
 from mint_stream.kernels.attention import packed_attention, paged_attention, takes_attention
 from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
 from mint_stream.kernels.attention_rule import Rule
-from mint_stream.model.attend import many, one, split
+from mint_stream.model.attend import one, packed
 from mint_stream.model.latent import attend_latents, is_latent
 from mint_stream.model.passes import PAGED_SPANS, KeyValues, Pages, Pass
 
@@ -70,13 +70,7 @@ def mint_attention(
     stored = mint_cache.layer(int(module.layer_idx))  # type: ignore[arg-type]  # torch types every attribute of a module as Tensor
     if isinstance(stored, Pages):
         return _paged(query, stored, rule, mint_pass)[None], None
-    together, alone = mint_pass.shared("split", lambda: split(mint_pass))
-    out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
-    for span in alone:
-        out[span.start : span.end] = one(span, query, key, value, stored, rule, mint_pass)
-    if together:
-        many(together, query, stored, rule, mint_pass, out)
-    return out[None], None
+    return packed(query, key, value, stored, rule, mint_pass)[None], None
 
 
 def _whole(query: Tensor, key: Tensor, value: Tensor, rule: Rule, pass_: Pass) -> Tensor:

@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import os
+import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from mint_stream.app.importing import import_adapter
 from mint_stream.app.probe import answers_ready, free_port
 from mint_stream.bus.connection import Connection
 from mint_stream.client import Client
+from mint_stream.kernels import native_library
 from mint_stream.messages.inference import Sampling
 from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingJob
 from mint_stream.model.pull import resolve_base
@@ -28,6 +33,9 @@ from tests.s3_server import S3Server
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OURS = {name: service for name, service in COMPOSE["services"].items() if service.get("image") == "mint-stream"}
+DOCKERFILE = re.sub(r"\\\n *", "", (ROOT / "infra/docker/Dockerfile").read_text())
+"""A line an instruction."""
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ on this machine")
 ROLES = ("register", "serve", "train", "evaluate")
 
 
@@ -66,6 +74,31 @@ def test_the_image_builds_from_files_that_exist() -> None:
     lines = (ROOT / "infra/docker/Dockerfile").read_text().splitlines()
     copied = [shlex.split(line)[1:-1] for line in lines if line.startswith("COPY")]
     assert all((ROOT / name).exists() for names in copied for name in names)
+
+
+def in_the_image(command: str, room: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Python as a RUN line has it, in a folder that holds a copy of the sources beside what was installed."""
+    (room / "mint_stream").mkdir()
+    (room / "mint_stream" / "__init__.py").touch()
+    python, *arguments = shlex.split(command)
+    assert python == "python"
+    return subprocess.run([sys.executable, *arguments], cwd=room, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_the_image_has_a_compiler_and_a_place_for_what_it_makes_that_its_user_may_write(tmp_path: Path) -> None:
+    as_root, _ = DOCKERFILE.split("USER mint\n")
+    assert re.search(r"RUN apt-get update && apt-get install .* g\+\+ ", as_root)
+    place = re.search(r"install -d -o mint -g mint .* \"\$\((python .*?)\)(/kernels/__pycache__)\"", as_root)
+    assert place is not None
+    package = in_the_image(place[1], tmp_path).stdout.strip()
+    assert Path(package + place[2]) == native_library.SOURCE.parent / "__pycache__", "where the library is looked for"
+
+
+@pytest.mark.parametrize("found", [pytest.param(True, marks=needs_compiler), False], ids=["g++", "no g++"])
+def test_an_image_without_the_kernels_is_not_built(found: bool, tmp_path: Path) -> None:
+    [command] = re.findall(r"^RUN (.*)$", DOCKERFILE.split("USER mint\n")[1], re.MULTILINE)
+    done = in_the_image(command, tmp_path, PATH=os.environ["PATH"] if found else str(tmp_path))
+    assert (done.returncode == 0) == found and ("no g++ here" in done.stderr) != found
 
 
 @pytest.mark.kafka

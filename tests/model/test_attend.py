@@ -9,7 +9,7 @@ from torch import Tensor
 from mint_stream.kernels import Segments, native, reference
 from mint_stream.kernels.attention_plan import PagedSpan, PagedSpans
 from mint_stream.kernels.attention_rule import Rule
-from mint_stream.model.attend import many
+from mint_stream.model.attend import many, packed, split
 from mint_stream.model.passes import Pass, Span
 
 SLOTS, TOKENS, HEADS, KV_HEADS = 6, 600, 6, 2
@@ -33,7 +33,8 @@ def _attended(kind: torch.dtype, widths: tuple[int, int], spans: tuple[Span, ...
     keys, values = (torch.randn(SLOTS, TOKENS, KV_HEADS, width + 8, generator=generator).to(kind)[..., :width] for width in widths)
     pass_ = Pass((0,) * rows, spans, (), Segments((), rows))
     out = torch.zeros(rows, HEADS, widths[1], dtype=kind)
-    many(spans, q.transpose(0, 1)[None], (keys.transpose(1, 2), values.transpose(1, 2)), rule, pass_, out)
+    stored = keys.transpose(1, 2), values.transpose(1, 2)
+    many(spans, q.transpose(0, 1)[None], stored, rule, pass_, out, native.takes_attention(q, *stored, out))
     paged = PagedSpans(tuple(PagedSpan(span.start, span.end, span.position, span.slot) for span in spans), rows)
     table = torch.arange(SLOTS, dtype=torch.int32)[:, None]
     return out, reference.paged_attention(q, keys, values, table, paged, *rule.arguments())
@@ -60,3 +61,32 @@ def test_heads_wider_than_the_kernel_holds_are_torchs() -> None:
     with torch.inference_mode():
         assert not native.takes_attention(wide, wide[None], wide[None], wide)
         assert native.takes_attention(wide[..., :64], wide[None], wide[None, ..., :64], torch.zeros(2, 1, 64))
+
+
+@pytest.mark.skipif(not native.kernels(), reason="there is no g++ on this machine")
+@settings(deadline=None, max_examples=40)
+@given(lengths, st.permutations(range(SLOTS)), rules, st.sampled_from([torch.float32, torch.bfloat16]))
+def test_a_decode_rows_bits_are_its_own_matter_in_any_company_and_in_none(
+    lengths: list[int], slots: list[int], rule: Rule, kind: torch.dtype
+) -> None:
+    draw = torch.Generator().manual_seed(len(lengths))
+    stored = tuple(torch.randn(SLOTS, KV_HEADS, TOKENS, 64, generator=draw).to(kind) for _ in range(2))
+    query = torch.randn(1, HEADS, len(lengths), 64, generator=draw).to(kind)
+    fresh = torch.zeros(1, KV_HEADS, len(lengths), 64, dtype=kind)
+
+    def attended(rows: list[int]) -> Tensor:
+        spans = tuple(Span(at, at + 1, lengths[row], slots[row]) for at, row in enumerate(rows) if lengths[row] < TOKENS)
+        pass_ = Pass((0,) * len(rows), spans, (), Segments((), len(rows)))
+        q, k, v = (side[:, :, rows].contiguous() for side in (query, fresh, fresh))
+        return packed(q, k, v, (stored[0], stored[1]), rule, pass_)
+
+    with torch.inference_mode():
+        whole = attended(list(range(len(lengths))))
+        for row in (row for row, length in enumerate(lengths) if length < TOKENS):
+            assert torch.equal(attended([row])[0], whole[row])
+
+
+def test_rows_that_are_padded_to_the_longest_leave_one_that_is_far_longer_to_itself() -> None:
+    spans = tuple(Span(at, at + 1, position, at) for at, position in enumerate((5, 7, 3000, 9)))
+    pass_ = Pass((0,) * 4, spans, (), Segments((), 4))
+    assert split(pass_, padded=False) == (spans, ()) and split(pass_, padded=True) == ((*spans[:2], spans[3]), (spans[2],))
