@@ -4,7 +4,7 @@
     ├── Reject   the input is at fault: answer it with a typed error, never try again
     │   ├── InvalidRecord · InvalidRequest · PromptTooLong · DeadlineExceeded · Cancelled · RequestConflict
     │   ├── UnknownAdapter · UnknownRevision · NoProductionRevision · RevisionRetired · RevisionQuarantined · AdapterUnloadable
-    │   ├── BaseMismatch · PositionNotReached · ReplyTopicRefused · CommandRejected
+    │   ├── BaseMismatch · PositionNotReached · ReplyTopicRefused · CommandRejected · UnknownJob · ControlRefused
     │   └── InvalidAdapter · InvalidDataset · InvalidJob · InvalidRule · UriNotAllowed · CorruptObject · TrainingDiverged · PoisonRecord
     ├── Retry    something outside failed: the same call may succeed later
     │   └── StoreUnavailable · BusUnavailable · OwnershipLost · ReplyTimeout · AdapterNotLoaded
@@ -119,6 +119,14 @@ class InvalidDataset(Reject):
 
 class InvalidJob(Reject):
     """A training job asks for something that cannot be."""
+
+
+class UnknownJob(Reject):
+    """Nobody submitted a training job of this id, or its history is no longer kept."""
+
+
+class ControlRefused(Reject):
+    """A training job's state does not allow what was asked of it."""
 
 
 class InvalidRule(Reject):

@@ -1,8 +1,8 @@
 """A line of trainers, each of which kills itself with -9 at one moment, and a last one that may finish.
 
 Usage: killed_trainers.py JOBS MOMENT...   (settings in the environment). A moment is an effect, or `effect:n` for its n-th time in that
-trainer's life. The last trainer's moment is "": it ends when JOBS records have been closed by all of them together. Prints
-{moment: exit code} as JSON. Each is a fork of this process, so that torch is imported once.
+trainer's life. The last trainer's moment is "": it ends when JOBS records have been closed by all of them together; with 0 there is none.
+Prints {moment: exit code} as JSON. Each is a fork of this process, so that torch is imported once.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Deaths:
         if effect == "record-closed":
             with self._closed.open("a") as file:
                 file.write("x")
-            if self._closed.stat().st_size >= self._jobs:
+            if 0 < self._jobs <= self._closed.stat().st_size:
                 self.over.set()
         if effect == self._effect and self._seen[effect] == self._times:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -74,4 +74,4 @@ def ended(moment: str, jobs: int) -> int:
 
 if __name__ == "__main__":
     count, moments = int(sys.argv[1]), sys.argv[2:]
-    sys.stdout.write(json.dumps({moment: ended(moment, count) for moment in (*moments, "")}) + "\n")
+    sys.stdout.write(json.dumps({moment: ended(moment, count) for moment in ([*moments, ""] if count else moments)}) + "\n")

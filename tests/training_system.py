@@ -23,7 +23,7 @@ from mint_stream.bus.producer import Outgoing, Producer
 from mint_stream.bus.table import LogReader, LogRecord
 from mint_stream.bus.transactions import TransactionalProducer
 from mint_stream.catalog import Catalog
-from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingControl, TrainingEvent, TrainingJob
+from mint_stream.messages.training import Action, Hyperparameters, LoraSettings, TrainingControl, TrainingEvent, TrainingJob
 from mint_stream.metrics import Metrics
 from mint_stream.settings import KafkaSettings, Settings, StoreSettings, TrainingSettings
 from mint_stream.store import Store
@@ -120,7 +120,11 @@ class TrainingSystem:
 
     async def cancel(self, job_id: str) -> None:
         """Produce a cancel control."""
-        control = TrainingControl(job_id=job_id, action="cancel", reason="enough", issued_at_ms=now_ms())
+        await self.control(job_id, "cancel")
+
+    async def control(self, job_id: str, action: Action) -> None:
+        """Produce a control."""
+        control = TrainingControl(job_id=job_id, action=action, reason="enough", issued_by="ann", issued_at_ms=now_ms())
         await self.producer.publish(contracts.TRAINING_CONTROLS, control, job_id)
 
     async def ended(self, job_id: str) -> TrainingEvent:

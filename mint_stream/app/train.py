@@ -33,6 +33,7 @@ from mint_stream.workers.clock import now_ms
 from mint_stream.workers.commands import Commands
 from mint_stream.workers.job_log import JobLog
 from mint_stream.workers.job_runner import JobRunner, TrainingBus, TrainingRoom, TrainingTerms
+from mint_stream.workers.parking import Parking
 from mint_stream.workers.pass_loop import PassLoop
 from mint_stream.workers.pools import found_pool
 from mint_stream.workers.publishing import After
@@ -149,7 +150,8 @@ class TrainRole:
         limits = IntakeLimits(max_records=QUEUED_JOBS, takeovers_before_suspect=TAKEOVERS_BEFORE_SUSPECT)
         group, jobs = f"train-{pool}", contracts.TRAINING_JOBS.name(pool)
         intake = Intake(self._connection, [jobs], group, DeadLetters(producer), limits, self._workplace.seat())
-        self._readers = (catalog_reader, commands, log)
         self._worker = TrainingWorker(intake, runner, producer, self._topics["training-jobs"], terms, self._after)
+        parking = Parking(log, producer, pool, self._worker.owns, terms.heartbeat_s)
+        self._readers = (catalog_reader, commands, log, parking)
         await intake.start()
         self._parts.push_async_callback(intake.stop)

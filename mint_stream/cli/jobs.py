@@ -1,5 +1,6 @@
-"""`mint-stream jobs`: submit training jobs, watch them, cancel them, look back on them."""
+"""`mint-stream jobs`: submit training jobs, watch them, pause and cancel them, look back on them."""
 
+import getpass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,9 +17,10 @@ from mint_stream.messages.adapters import PromotionRule
 from mint_stream.messages.training import Hyperparameters, LoraSettings, Method, TrainingEvent, TrainingJob
 from mint_stream.settings import Settings
 
-jobs = typer.Typer(no_args_is_help=True, help="Submit, watch, cancel, list and look back on training jobs.")
+jobs = typer.Typer(no_args_is_help=True, help="Submit, watch, pause, resume, cancel, list and look back on training jobs.")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+Why = Annotated[str, typer.Option("--reason", help="Why, for the job's history.")]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -107,16 +109,27 @@ def watch(job_id: JobId, bootstrap: Bootstrap = None, as_json: AsJson = False) -
 @jobs.command()
 def cancel(
     job_id: JobId,
-    reason: Annotated[str, typer.Option(help="Why, for the job's history.")] = "",
+    reason: Why = "",
     bootstrap: Bootstrap = None,
     as_json: AsJson = False,
 ) -> None:
     """Stop a job. What it published stays."""
     ask(settings_from(bootstrap), lambda client: client.cancel_job(job_id, reason))
-    if as_json:
-        print_json({"job_id": job_id, "action": "cancel"})
-    else:
-        typer.echo(f"job {job_id}: cancel requested")
+    _requested(job_id, "cancel", as_json)
+
+
+@jobs.command()
+def pause(job_id: JobId, reason: Why = "", bootstrap: Bootstrap = None, pool: Pool = None, as_json: AsJson = False) -> None:
+    """Have a job wait at its next step, its state kept and its seat free, until it is resumed."""
+    ask(settings_from(bootstrap, pool), lambda client: client.pause_job(job_id, reason, user()))
+    _requested(job_id, "pause", as_json)
+
+
+@jobs.command()
+def resume(job_id: JobId, reason: Why = "", bootstrap: Bootstrap = None, pool: Pool = None, as_json: AsJson = False) -> None:
+    """Let a paused job go on where it was, behind what waits already."""
+    ask(settings_from(bootstrap, pool), lambda client: client.resume_job(job_id, reason, user()))
+    _requested(job_id, "resume", as_json)
 
 
 @jobs.command()
@@ -149,6 +162,21 @@ def uri_of(dataset: str, settings: Settings) -> str:
     from mint_stream.app.datasets import upload
 
     return dataset if "://" in dataset else upload(Path(dataset), settings)
+
+
+def user() -> str | None:
+    """Who sits at this terminal, where the system knows."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return None
+
+
+def _requested(job_id: str, action: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"job_id": job_id, "action": action})
+    else:
+        typer.echo(f"job {job_id}: {action} requested")
 
 
 def _line(event: TrainingEvent) -> tuple[object, ...]:

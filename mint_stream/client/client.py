@@ -10,6 +10,7 @@ from mint_stream.bus.routing import Routing
 from mint_stream.client.answers import Answers, Part
 from mint_stream.client.commands import Commands
 from mint_stream.client.connect import connection_from
+from mint_stream.client.controls import check_control
 from mint_stream.client.feed import Feed
 from mint_stream.client.history import AdapterThen
 from mint_stream.client.listing import AdapterView
@@ -37,7 +38,7 @@ from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.gates import GateTerms
 from mint_stream.messages.inference import Cancellation, InferenceRequest, InferenceResult, Sampling
 from mint_stream.messages.shared import CatalogPosition
-from mint_stream.messages.training import TrainingControl, TrainingEvent, TrainingJob
+from mint_stream.messages.training import Action, TrainingControl, TrainingEvent, TrainingJob
 from mint_stream.settings import BUILTIN_BASE, Settings
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ class Client:
     def __init__(self, source: Settings | Connection | str, pool: str | None = None, name: str = "client") -> None:
         self.connection = connection_from(source)
         self.pool = pool or (source.pool_name if isinstance(source, Settings) else BUILTIN_BASE)
+        self._name = name
         self._producer = Producer(self.connection, source=name)
         self._partitions = Partitions(self.connection)
         self._commands = Commands(self._producer, self._partitions)
@@ -170,8 +172,20 @@ class Client:
 
     async def cancel_job(self, job_id: str, reason: str = "") -> None:
         """Stop a job. It ends with state `cancelled`; what it published stays."""
-        record = made(TrainingControl, InvalidRequest, job_id=job_id, action="cancel", reason=reason, issued_at_ms=now_ms())
-        await self._producer.publish(contracts.TRAINING_CONTROLS, record, job_id)
+        await self._control(job_id, "cancel", reason)
+
+    async def pause_job(self, job_id: str, reason: str = "", by: str | None = None) -> None:
+        """Have a job wait at its next step until it is resumed. Others have its seat meanwhile, also later jobs of its adapter.
+
+        `by`: who asks, for its history; None is this client's name. Raises UnknownJob, and ControlRefused for one that has ended or is
+        paused."""
+        check_control(job_id, "pause", await self._readings.job_now(job_id, self.pool))
+        await self._control(job_id, "pause", reason, by)
+
+    async def resume_job(self, job_id: str, reason: str = "", by: str | None = None) -> None:
+        """Let a paused job go on from its checkpoint, behind what waits already. Raises UnknownJob, ControlRefused."""
+        check_control(job_id, "resume", await self._readings.job_now(job_id, self.pool))
+        await self._control(job_id, "resume", reason, by)
 
     def revisions(self, adapter_id: str | None = None, since: Since = "latest") -> Feed[AdapterEvent]:
         """Events of one adapter, or of all: announced, aliases moved, quarantined, retired, rejected. `since` is an end or a moment."""
@@ -284,6 +298,10 @@ class Client:
     ) -> AdapterEvent:
         fields |= {"command_id": command_id or new_id(), "adapter_id": adapter_id, "issued_at_ms": now_ms()}
         return await self._commands.send(made(kind, InvalidRequest, **fields), timeout_s)
+
+    async def _control(self, job_id: str, action: Action, reason: str, by: str | None = None) -> None:
+        fields = {"job_id": job_id, "action": action, "reason": reason, "issued_by": by or self._name, "issued_at_ms": now_ms()}
+        await self._producer.publish(contracts.TRAINING_CONTROLS, made(TrainingControl, InvalidRequest, **fields), job_id)
 
     def _opened(self, feed: Feed[T]) -> Feed[T]:
         self._feeds = [*(known for known in self._feeds if not known.closed), feed]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from mint_stream import contracts
 from mint_stream.bus.table import LogRecord
+from mint_stream.client.controls import JobNow
 from mint_stream.client.feed import Feed, Place, read_to_end
 from mint_stream.client.history import AdapterThen, as_of
 from mint_stream.client.listing import AdapterView, CatalogFold
@@ -13,7 +14,7 @@ from mint_stream.errors import BaseUnusable, InvalidRecord, UnknownAdapter
 from mint_stream.messages.adapters import AdapterEvent, decode_event
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.shared import CatalogPosition
-from mint_stream.messages.training import TrainingEvent
+from mint_stream.messages.training import Action, TrainingControl, TrainingEvent, TrainingJob
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,36 @@ class Readings:
 
         await self._fold(Place(contracts.TRAINING_EVENTS.name()), note)
         return tuple(sorted(latest.values(), key=lambda event: event.at_ms))
+
+    async def job_now(self, job_id: str, pool: str) -> JobNow | None:
+        """How a job stands; None for one that was never submitted to the pool, as far as the log reaches back."""
+        said, asked, submitted = await self.history(job_id), await self._controls(job_id), False
+        if not said:
+            submitted = await self._submitted(job_id, pool)
+        return JobNow(said[-1].state if said else "queued", asked) if said or submitted else None
+
+    async def _controls(self, job_id: str) -> Action | None:
+        """The control that counts: a cancellation, or the last of the others."""
+        asked: list[Action] = []
+
+        def note(_: int, record: LogRecord) -> None:
+            control = TrainingControl.decode(record.value)
+            if control.job_id == job_id:
+                asked.append(control.action)
+
+        await self._fold(Place(contracts.TRAINING_CONTROLS.name(), job_id), note)
+        return "cancel" if "cancel" in asked else asked[-1] if asked else None
+
+    async def _submitted(self, job_id: str, pool: str) -> bool:
+        """Whether a record of the pool's jobs has this id, taken or not."""
+        found: list[str] = []
+
+        def note(_: int, record: LogRecord) -> None:
+            job = TrainingJob.decode(record.value)
+            found.extend([job_id] if job.job_id == job_id else [])
+
+        await self._fold(Place(contracts.TRAINING_JOBS.name(pool)), note)
+        return bool(found)
 
     def events(self, adapter_id: str | None, since: Since) -> Feed[AdapterEvent]:
         """The history of one adapter or of all."""

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from mint_stream.messages.adapters import PromotionRule, RevisionNumber
 from mint_stream.messages.record import Record
-from mint_stream.messages.shared import EpochMs, ErrorBody, Id, Name, Reason
+from mint_stream.messages.shared import MESSAGE_CHARACTERS, EpochMs, ErrorBody, Id, Name, Reason
 
 Method = Literal["sft", "dpo"]
 
@@ -71,16 +71,32 @@ class TrainingJob(Record):
         return self
 
 
+Action = Literal["cancel", "pause", "resume"]
+
+
 class TrainingControl(Record):
-    """Change the course of a job."""
+    """Change the course of a job: cancel ends it, pause parks it at its next step until a resume. The last of pause and resume counts."""
 
     job_id: Id
-    action: Literal["cancel"]
+    action: Action
     reason: Reason = ""
+    issued_by: Id | None = None
+    """Who asks, for the job's history."""
     issued_at_ms: EpochMs
 
 
-JobState = Literal["queued", "claimed", "running", "publishing", "succeeded", "failed", "cancelled", "rejected"]
+PARKED_BYTES = 256 * 1024
+"""A job whose record is larger is not paused: its event has to carry it."""
+
+
+class ParkedJob(Record):
+    """What puts a paused job into its topic again: no record of it is open there."""
+
+    pool: Name
+    job: TrainingJob
+
+
+JobState = Literal["queued", "claimed", "running", "paused", "publishing", "succeeded", "failed", "cancelled", "rejected"]
 TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled", "rejected"})
 
 
@@ -104,6 +120,10 @@ class TrainingEvent(Record):
     """The revision a publish produced."""
     resumed: Literal["exact", "inexact"] | None = None
     heartbeat: bool = False
+    reason: str | None = Field(default=None, max_length=MESSAGE_CHARACTERS)
+    """Why the job is in this state, where that is no error: who paused it, what it waits for."""
+    parked: ParkedJob | None = None
+    """Of a paused job."""
     error: ErrorBody | None = None
     fault: Literal["user", "server"] | None = None
     at_ms: EpochMs

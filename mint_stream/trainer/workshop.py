@@ -113,6 +113,11 @@ class Workshop:
         Checkpoints(self._store, run.job.job_id, self._kept).write(manifest, run.weights(), run.optimizer.moments())
         work.checkpoint = manifest.name
 
+    def furthest_step(self, job: TrainingJob) -> int:
+        """The step the job would go on from; 0 when it has no checkpoint. Raises StoreUnavailable."""
+        names = Checkpoints(self._store, job.job_id).names()
+        return names[-1].step if names else 0
+
     def upload(self, work: Work) -> Manifest:
         """Put the adapter's files into the store as a revision; the manifest is what an announce carries. Raises StoreUnavailable."""
         job = work.run.job

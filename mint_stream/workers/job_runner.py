@@ -2,6 +2,7 @@
 
     look at the log ─► over: done · held elsewhere: watch · free: a seat ─► validate ─► claim ─► resume ─► steps ─► terminal event
     every few steps: checkpoint durable ─► publish (see publishing.py)
+    asked to pause: checkpoint durable ─► paused event, and the record is over (see parking.py)
 
 Each arrow may be the last thing this process does. Whoever comes next finds the job free after a silence, claims the next attempt, goes on
 from the last checkpoint, and repeats a publish that was due there, for nobody knows how far it came.
@@ -30,14 +31,14 @@ from mint_stream.errors import (
     UnknownRevision,
 )
 from mint_stream.messages.adapters import Revision
-from mint_stream.messages.training import TERMINAL, JobState, TrainingJob
+from mint_stream.messages.training import PARKED_BYTES, TERMINAL, JobState, ParkedJob, TrainingJob
 from mint_stream.metrics import Metrics
 from mint_stream.trainer.run import StepReport
 from mint_stream.trainer.workshop import Work, Workshop
 from mint_stream.workers.claiming import Claims
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.commands import Commands
-from mint_stream.workers.job_log import JobLog, Standing, standing
+from mint_stream.workers.job_log import JobLog, LastSeen, Standing, standing
 from mint_stream.workers.job_report import JobReport, Progress, obituary
 from mint_stream.workers.pass_loop import PassLoop
 from mint_stream.workers.publishing import After, Publishing, checkpoint_due, publish_due
@@ -49,6 +50,10 @@ log = logging.getLogger(__name__)
 
 class Released(Exception):
     """This worker was told to stop; the job is free for another one."""
+
+
+class Paused(Exception):
+    """Somebody paused the job, and its checkpoint is durable."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,10 @@ class JobRunner:
         self._bus.log.wake()
 
     async def run(self, job: TrainingJob) -> None:
-        """Return when the job is terminal, here or elsewhere. Raises Released when this worker stops first."""
-        if await self._bus.log.current(job.job_id) is None:
-            await self._report(job, 0).say("queued")
+        """Return when the job is terminal or paused, here or elsewhere. Raises Released when this worker stops first."""
+        last = await self._bus.log.current(job.job_id)
+        if last is None or (last.state == "paused" and not self._bus.log.parked(job.job_id)):
+            await self._report(job, last).say("queued")
         try:
             await self._until_terminal(job, await self._applicant(job))
         finally:
@@ -123,7 +129,7 @@ class JobRunner:
             if found == "held":
                 self._give_up_seat(job)
                 await self._bus.log.moved(self._terms.heartbeat_s)
-            elif await self._seat(applicant) and await self._attempt(job, applicant):
+            elif (self._paused(job) or await self._seat(job, applicant)) and await self._attempt(job, applicant):
                 return
 
     async def bury(self, value: bytes | None, error: MintError, state: JobState) -> None:
@@ -138,12 +144,14 @@ class JobRunner:
 
     async def _standing(self, job: TrainingJob) -> Standing:
         last = await self._bus.log.current(job.job_id)
+        if self._bus.log.parked(job.job_id):
+            return "over"  # for this record: whoever resumes the job writes another one
         return standing(last, self._terms.worker_id, now_ms(), self._terms.silence_s * 1000)
 
-    async def _seat(self, job: Applicant) -> bool:
+    async def _seat(self, job: TrainingJob, applicant: Applicant) -> bool:
         """A seat for the job. False when it had to wait: look again first, for it may be cancelled, over or another trainer's by now."""
         waited = False
-        while not (self._stopping or self._bus.log.cancelled(job.job_id) or self._seats.take(job)):
+        while not (self._stopping or self._interrupted(job) or self._seats.take(applicant)):
             waited = True
             await self._bus.log.moved(self._terms.heartbeat_s)
         self._bus.log.wake()  # for whoever is next in line now
@@ -161,15 +169,17 @@ class JobRunner:
 
     async def _wait_for_store(self, job: TrainingJob) -> None:
         until_s = time.monotonic() + self._terms.store_wait_s
-        while time.monotonic() < until_s and not self._stopping and not self._bus.log.cancelled(job.job_id):
+        while time.monotonic() < until_s and not self._stopping and not self._interrupted(job):
             await self._bus.log.moved(min(self._terms.heartbeat_s, self._terms.store_wait_s))
 
     async def _attempt(self, job: TrainingJob, applicant: Applicant) -> bool:
-        """Work on a free job. True when it is terminal now, False when somebody else has it."""
+        """Work on a free job. True when it is terminal or paused now, False when somebody else has it."""
         last = await self._bus.log.current(job.job_id)
-        report = self._report(job, last.attempt if last else 0)
+        report = self._report(job, last)
         try:
             self._check_cancelled(job)
+            if why := self._paused(job):
+                return await self._park(job, report, last, why)
             self._seats.check(applicant)
             return await self._seated(job, report)
         except OwnershipLost as error:
@@ -202,6 +212,8 @@ class JobRunner:
         try:
             async with report.beating(self._terms.heartbeat_s):
                 number = await self._train(await self._resumed(work, report), report)
+        except Paused as paused:
+            return await self._say_paused(job, report, str(paused))
         except (Released, BusUnavailable):
             if self._stopping:
                 await report.say("queued")
@@ -209,6 +221,20 @@ class JobRunner:
         await report.say("succeeded", number=number)
         self._after("end-reported")
         self._metrics.jobs_total.labels("succeeded").inc()
+        return True
+
+    async def _park(self, job: TrainingJob, report: JobReport, last: LastSeen | None, why: str) -> bool:
+        """Pause a job that is not in training: it keeps what its last checkpoint has."""
+        if last is not None and last.attempt:
+            report.step = await self._shop.run(self._workshop.furthest_step, job)
+            if last.state not in ("queued", "paused"):  # whoever had it and may wake up has lost it
+                report.attempt = await self._claims.take(job)
+        return await self._say_paused(job, report, why)
+
+    async def _say_paused(self, job: TrainingJob, report: JobReport, why: str) -> bool:
+        """Nobody has to keep a record open for it: the event has all that is needed to go on."""
+        await report.say("paused", reason=why, parked=ParkedJob(pool=self._terms.pool, job=job))
+        self._after("pause-reported")
         return True
 
     async def _resumed(self, work: Work, report: JobReport) -> Work:
@@ -242,6 +268,7 @@ class JobRunner:
         number = await self._publishing.publish(work, report, pause, saved=True) if run.step and publish_due(job, run.step) else None
         while not run.done:
             self._check(job, report)
+            await self._check_paused(work, report, pause)
             made = await self._passes.step(run)
             self._after("stepped")
             report.step = run.step
@@ -288,8 +315,10 @@ class JobRunner:
             raise kind(f"job {job.job_id}: parent {job.adapter_id}@{job.parent} is {revision.state}")
         return revision
 
-    def _report(self, job: TrainingJob, attempt: int) -> JobReport:
-        return JobReport(self._bus.producer, job, self._terms.worker_id, attempt)
+    def _report(self, job: TrainingJob, last: LastSeen | None) -> JobReport:
+        report = JobReport(self._bus.producer, job, self._terms.worker_id, last.attempt if last else 0)
+        report.step = last.step if last else 0
+        return report
 
     def _check(self, job: TrainingJob, report: JobReport) -> None:
         """What may end a job between two steps."""
@@ -297,6 +326,23 @@ class JobRunner:
             self._claims.check(job, report.attempt)  # first: who has lost the job says nothing of its end
         self._check_cancelled(job)
         self._check_stopping(job)
+
+    async def _check_paused(self, work: Work, report: JobReport, pause: Pause) -> None:
+        """Between two steps: raises Paused when somebody asked for it and the job's state is durable."""
+        if why := self._paused(work.run.job):
+            if work.run.step and (work.checkpoint is None or work.checkpoint.step != work.run.step):
+                await self._publishing.save(work, report, pause)
+            self._check(work.run.job, report)
+            raise Paused(why)
+
+    def _paused(self, job: TrainingJob) -> str | None:
+        """Why the job is to pause; None where it is not, or could not be put into its topic again."""
+        why = self._bus.log.pausing(job.job_id)
+        return why if why is None or len(job.encode()) <= PARKED_BYTES else None
+
+    def _interrupted(self, job: TrainingJob) -> bool:
+        """Whether a job that only waits has to be looked at again."""
+        return self._bus.log.cancelled(job.job_id) is not None or self._paused(job) is not None
 
     def _check_cancelled(self, job: TrainingJob) -> None:
         reason = self._bus.log.cancelled(job.job_id)

@@ -1,4 +1,4 @@
-"""The training worker: every record of its partitions is a job, and its offset closes when the job is terminal, wherever it was run.
+"""The training worker: every record of its partitions is a job, and its offset closes when the job is terminal or paused, wherever.
 
 intake ─► decode ─► own partition? ─► after earlier jobs of the adapter ─► JobRunner.run ─► offset closed
              │            └ stray: produced again under its adapter_id ─► offset closed
@@ -88,7 +88,7 @@ class TrainingWorker:
         self._after("record-closed")
 
     def _stray(self, job: TrainingJob, delivery: Delivery) -> bool:
-        return self._own_partition(job) != delivery.partition
+        return self._partition_of(job.adapter_id) != delivery.partition
 
     async def _forward(self, job: TrainingJob, delivery: Delivery) -> None:
         """A producer that hashes keys in another way put it here; all jobs of an adapter belong into one partition.
@@ -97,12 +97,16 @@ class TrainingWorker:
         if not delivery.stale:
             log.info("forwarding job_id=%s from partition %d", job.job_id, delivery.partition)
             await self._producer.publish_raw(
-                Outgoing(delivery.topic, delivery.key, delivery.value, delivery.headers, self._own_partition(job))
+                Outgoing(delivery.topic, delivery.key, delivery.value, delivery.headers, self._partition_of(job.adapter_id))
             )
             await delivery.close()
 
-    def _own_partition(self, job: TrainingJob) -> int:
-        return murmur2_partition(job.adapter_id.encode(), self._topic.partitions)
+    def owns(self, adapter_id: str) -> bool:
+        """Whether this worker has the partition of the adapter's jobs now."""
+        return self._partition_of(adapter_id) in {partition for _, partition in self._intake.assigned}
+
+    def _partition_of(self, adapter_id: str) -> int:
+        return murmur2_partition(adapter_id.encode(), self._topic.partitions)
 
     async def _set_aside(self, delivery: Delivery, error: MintError) -> None:
         if not delivery.stale:

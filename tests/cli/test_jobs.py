@@ -191,6 +191,24 @@ async def test_cancelling_is_a_record_with_the_reason(command: Command, connecti
     assert (control.job_id, control.action, control.reason) == (topic_prefix, "cancel", "wrong data")
 
 
+async def test_pausing_and_resuming_are_records_that_say_who_asks_and_are_refused_where_they_make_no_sense(
+    command: Command, connection: Connection, topic_prefix: str, dataset: str
+):
+    stranger = await command("pause", f"{topic_prefix}-stranger")
+    assert stranger.exit_code == 1 and stranger.stderr.startswith("error unknown-job: ")
+    await command("submit", "poet", dataset, "--steps", 4, "--job-id", topic_prefix)
+    assert (await command("resume", topic_prefix)).stderr.startswith(
+        f"error control-refused: job {topic_prefix} cannot be resumed: it is not"
+    )
+    paused = await command("pause", topic_prefix, "--reason", "night", "--json")
+    assert paused.exit_code == 0 and json.loads(paused.stdout) == {"job_id": topic_prefix, "action": "pause"}
+    assert "it is already paused" in (await command("pause", topic_prefix)).stderr
+    assert (await command("resume", topic_prefix)).stdout == f"job {topic_prefix}: resume requested\n"
+    job = TrainingJob(job_id=topic_prefix, adapter_id="poet", dataset_uri="s3://d", hyperparameters={"steps": 4}, submitted_at_ms=1)
+    await tell(connection, job, {"state": "succeeded"})
+    assert "it has ended, succeeded" in (await command("pause", topic_prefix)).stderr
+
+
 async def test_a_list_has_each_job_once_as_it_stands(command: Command, connection: Connection, topic_prefix: str, dataset: str):
     names = [f"{topic_prefix}-{number}" for number in range(3)]
     async with talking_trainer(connection, topic_prefix):

@@ -5,7 +5,7 @@ import pytest
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.table import LogRecord
 from mint_stream.errors import InvalidRecord
-from mint_stream.messages.training import TrainingControl, TrainingEvent
+from mint_stream.messages.training import Action, TrainingControl, TrainingEvent
 from mint_stream.trainer.run import StepReport
 from mint_stream.workers.job_log import JobLog, LastSeen, standing
 from mint_stream.workers.job_report import Progress, obituary
@@ -22,6 +22,7 @@ def seen(state: str, worker_id: str = "other", at_ms: int = 0) -> LastSeen:
     [
         (None, 0, "free"),
         (seen("queued"), 0, "free"),
+        (seen("paused"), 0, "free"),
         (seen("running"), SILENCE_MS - 1, "held"),
         (seen("claimed"), SILENCE_MS - 1, "held"),
         (seen("publishing"), SILENCE_MS - 1, "held"),
@@ -56,8 +57,45 @@ async def test_nothing_said_after_the_end_changes_it() -> None:
     assert last is not None and last.state == "succeeded"
 
 
-def control(job_id: str) -> LogRecord:
-    return LogRecord(None, TrainingControl(job_id=job_id, action="cancel", issued_at_ms=0).encode(), (), 0, 0)
+def control(job_id: str, action: Action = "cancel", **fields: str) -> LogRecord:
+    return LogRecord(None, TrainingControl(job_id=job_id, action=action, issued_at_ms=0, **fields).encode(), (), 0, 0)
+
+
+async def test_a_job_is_paused_until_the_last_word_is_a_resume_or_it_is_cancelled() -> None:
+    log = JobLog(Connection("unused:1"))
+    for action, expected in (("pause", True), ("pause", True), ("resume", False), ("pause", True), ("cancel", False), ("pause", False)):
+        log.apply_controls(0, [control("j", action)], 1)  # type: ignore[arg-type]
+        assert (log.pausing("j") is not None) == expected
+    log.apply_controls(0, [control("k", "pause", reason="night", issued_by="ann")], 1)
+    assert log.pausing("k") == "paused by ann: night" and log.pausing("stranger") is None
+
+
+async def test_a_job_that_is_told_as_paused_stays_parked_without_its_control_until_a_resume_or_a_cancellation() -> None:
+    """Controls are kept for a shorter time than events."""
+    log = JobLog(Connection("unused:1"))
+    log.apply_events(0, [record(0, job_id=job, state="paused", attempt=1) for job in "jk"], 1)
+    assert log.parked("j") and log.parked("k") and not log.parked("stranger")
+    log.apply_controls(0, [control("j", "resume"), control("k")], 1)
+    assert not log.parked("j") and not log.parked("k")
+
+
+async def test_a_paused_job_is_left_by_the_queue_and_not_by_a_late_sign_of_life() -> None:
+    paused = record(0, attempt=1, state="paused")
+    for late in ({"heartbeat": True}, {"state": "publishing"}, {"state": "claimed"}):
+        last = await known(paused, record(1, attempt=1, **late))
+        assert last is not None and last.state == "paused"
+    for after in ({"state": "queued", "attempt": 1}, {"state": "cancelled", "attempt": 1}, {"state": "claimed", "attempt": 2}):
+        last = await known(paused, record(1, **after))
+        assert last is not None and last.state == after["state"]
+
+
+async def test_what_was_asked_of_a_job_is_forgotten_with_its_end_and_the_oldest_where_it_is_too_much() -> None:
+    log = JobLog(Connection("unused:1"), remembered=3)
+    log.apply_controls(0, [control("j", "pause")], 1)
+    log.apply_events(0, [record(0, job_id="j", attempt=1, state="succeeded")], 1)
+    assert log.pausing("j") is None
+    log.apply_controls(0, [control(f"unknown-{number}", "pause") for number in range(5)], 7)
+    assert [number for number in range(5) if log.pausing(f"unknown-{number}")] == [2, 3, 4]
 
 
 async def test_of_jobs_that_are_over_the_last_ones_are_remembered_and_of_others_all() -> None:

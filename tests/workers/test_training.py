@@ -523,7 +523,7 @@ async def test_a_trainer_killed_after_each_effect_leaves_one_revision_a_step_wit
 
 
 async def exit_codes(system: TrainingSystem, jobs: int, moments: Sequence[str]) -> dict[str, int]:
-    """Of a line of trainers that die at these moments, and of the last one, which closes what is left of so many jobs."""
+    """Of a line of trainers that die at these moments, and of the last one, which closes what is left of so many jobs; 0: no last one."""
     (system.settings.home / "closed-records").unlink(missing_ok=True)
     async with script(system, "killed_trainers.py", str(jobs), *moments) as line:
         output, _ = await line.communicate()
