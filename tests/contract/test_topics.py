@@ -195,7 +195,7 @@ def test_the_asyncapi_document_has_what_the_files_say() -> None:
         assert (binding["partitions"], binding["replicas"]) == (topic.partitions, topic.replication)
         assert binding["topicConfiguration"].keys() == topic.config.keys()
         assert channel["address"] == topic.name("{pool}") and ("parameters" in channel) == ("<pool>" in topic.name_pattern)
-    assert "receive:adapter-commands" in whole["operations"] and "send:training-jobs" not in whole["operations"]
+    assert "receive:adapter-commands" in whole["operations"] and "send:training-controls" not in whole["operations"]
 
 
 def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
