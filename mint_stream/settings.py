@@ -88,6 +88,8 @@ class TrainingSettings(_Group):
     """Trained at once; others wait in line, tenants with few jobs in training first."""
     state_bytes: int = Field(default=4 * 2**30, ge=2**20)
     """For the adapters, gradients and moments of all jobs in training, besides the base and a pass's activations."""
+    busy_share: float = Field(default=0.1, gt=0, le=1)
+    """Where one process serves and trains: what training may have of the base's time while serving wants all of it."""
     checkpoints_kept: int = Field(default=2, ge=1)
     """Of each job."""
     recompute: bool = False

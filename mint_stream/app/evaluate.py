@@ -36,7 +36,7 @@ async def run(settings: Settings) -> None:
     logs.configure(settings.log_json)
     connection, metrics = connection_from(settings), Metrics()
     with Workplace(settings.home, "evaluate", settings.worker_id) as workplace:
-        await Shell(EvaluateRole(settings, connection, metrics, workplace), connection, metrics).serve(settings.http)
+        await Shell((EvaluateRole(settings, connection, metrics, workplace),), connection, metrics).serve(settings.http)
 
 
 def nothing(_effect: str) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from mint_stream.app.child import Child, ChildCommand, Echo
 from mint_stream.app.environment import environment_of
+from mint_stream.app.measure import memory_mib
 from mint_stream.app.probe import answers_ready, free_port, require_free, reserved_port
 from mint_stream.app.provisioned import topics
 from mint_stream.app.restarts import RestartPolicy
@@ -23,8 +24,9 @@ from mint_stream.errors import BaseUnusable, BrokerFailed
 from mint_stream.model.pull import BUILTIN
 from mint_stream.settings import Settings
 
-RoleName = Literal["register", "serve", "train", "evaluate"]
+RoleName = Literal["register", "serve", "train", "work", "evaluate"]
 
+_WITH_BASE: tuple[RoleName, ...] = ("serve", "train", "work")
 BROKER = "kafka"
 _HOST = "127.0.0.1"
 _BROKER_START_S = 300.0
@@ -87,7 +89,7 @@ class LocalSystem:
         if self.settings.kafka.bootstrap_servers is None:
             await self._start_broker()
         await provision.apply(connection_from(self.settings), list(topics(self.settings).values()), self.settings.pool_name)
-        if self._counts.get("serve", 0) + self._counts.get("train", 0) and self.settings.base in BUILTIN:
+        if sum(self._counts.get(role, 0) for role in _WITH_BASE) and self.settings.base in BUILTIN:
             await self._pull_base()
         self._roles = self._supervisor(self._role_commands())
         await self._roles.start()
@@ -95,6 +97,11 @@ class LocalSystem:
     async def ready(self) -> bool:
         """Wait until every role answers that it is ready; False when one was given up instead (`given_up` says which)."""
         return all(await asyncio.gather(*(self._role_ready(name, port) for name, port in self._ready_ports.items())))
+
+    async def tell_memory(self) -> None:
+        """Report what the processes hold together."""
+        held = await asyncio.to_thread(memory_mib, tuple(self.pids.values()))
+        self._report(ChildChange("all", "memory", f"{held:,.0f} MiB in {len(self.pids)} processes"))
 
     async def wait(self) -> None:
         """Until nothing is left to keep running."""

@@ -24,7 +24,7 @@ async def run(settings: Settings) -> None:
     logs.configure(settings.log_json)
     connection, metrics = connection_from(settings), Metrics()
     with Workplace(settings.home, "register", settings.worker_id) as workplace:
-        await Shell(RegisterRole(settings, connection, metrics, workplace), connection, metrics).serve(settings.http)
+        await Shell((RegisterRole(settings, connection, metrics, workplace),), connection, metrics).serve(settings.http)
 
 
 class RegisterRole:

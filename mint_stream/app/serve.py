@@ -8,7 +8,8 @@ from mint_stream import contracts
 from mint_stream.app import logs
 from mint_stream.app.catalog_copy import current_catalog
 from mint_stream.app.provisioned import topics
-from mint_stream.app.serve_parts import admission_limits, budgets, chosen_device, intake_limits, kv_cache_bytes, loader, pool_base
+from mint_stream.app.resident import Resident
+from mint_stream.app.serve_parts import admission_limits, budgets, intake_limits, kv_cache_bytes, loader, pool_base
 from mint_stream.app.shell import Shell
 from mint_stream.app.watched import run_watched
 from mint_stream.app.workplace import Workplace
@@ -24,8 +25,7 @@ from mint_stream.client.connect import connection_from
 from mint_stream.engine.engine import Engine
 from mint_stream.messages.fleet import PoolBase, WorkerState, WorkerStatus
 from mint_stream.metrics import Metrics
-from mint_stream.model.base import ResidentBase, load_base
-from mint_stream.model.pull import resolve_base
+from mint_stream.model.base import ResidentBase
 from mint_stream.settings import Settings
 from mint_stream.workers.admission import Admission
 from mint_stream.workers.answers import Answers
@@ -48,14 +48,17 @@ async def run(settings: Settings) -> None:
     logs.configure(settings.log_json)
     connection, metrics = connection_from(settings), Metrics()
     with Workplace(settings.home, "serve", settings.worker_id) as workplace:
-        await Shell(ServeRole(settings, connection, metrics, workplace), connection, metrics).serve(settings.http)
+        await Shell((ServeRole(settings, connection, metrics, workplace),), connection, metrics).serve(settings.http)
 
 
 class ServeRole:
     """Builds the serving worker's parts in the order in which they need each other, and takes them down in reverse."""
 
-    def __init__(self, settings: Settings, connection: Connection, metrics: Metrics, workplace: Workplace) -> None:
+    def __init__(
+        self, settings: Settings, connection: Connection, metrics: Metrics, workplace: Workplace, resident: Resident | None = None
+    ) -> None:
         self._settings = settings
+        self._resident = resident or Resident(settings)
         self._connection = connection
         self._metrics = metrics
         self._workplace = workplace
@@ -71,8 +74,7 @@ class ServeRole:
         """Ready only when the base is loaded and warm, the catalog is current, and cancellations are known."""
         settings = self._settings
         await provision.verify(self._connection, list(self._topics.values()), settings.pool_name)
-        path = await asyncio.to_thread(resolve_base, settings.base, settings.home)
-        base = await asyncio.to_thread(load_base, path, device=chosen_device(settings))
+        base = await self._resident.base()
         producer = Producer(self._connection, source=f"mint-stream/{self._workplace.worker_id}")
         await producer.start()
         self._parts.push_async_callback(producer.stop)
@@ -81,8 +83,9 @@ class ServeRole:
         founded = own.model_copy(update={"max_rank": founder.max_rank})  # the registrar lets in what the founder's cap lets in
         copy = current_catalog(self._connection, self._workplace.path / "catalog", self._topics["adapter-revisions"])
         catalog, catalog_reader = await self._parts.enter_async_context(copy)  # before the engine: what still runs may look into it
-        pages = kv_cache_bytes(base, settings.serving)
-        self._engine = Engine(base, budgets(settings.serving), founded.context_tokens, kv_cache_bytes=pages)
+        pages = kv_cache_bytes(base, settings.serving, self._resident.training_bytes)
+        turns = self._resident.turns
+        self._engine = Engine(base, budgets(settings.serving), founded.context_tokens, kv_cache_bytes=pages, turns=turns)
         await self._engine.start()
         self._parts.push_async_callback(self._engine.stop)
         cancellation_reader = await self._assemble(base, founded, producer, catalog, self._engine)

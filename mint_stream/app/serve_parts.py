@@ -43,14 +43,14 @@ def chosen_device(settings: Settings) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if there and settings.device != "cpu" else torch.device("cpu")
 
 
-def kv_cache_bytes(base: ResidentBase, serving: ServingSettings) -> int | None:
-    """For pages of keys and values on the base's device; None where they are kept in slots, on CPUs."""
+def kv_cache_bytes(base: ResidentBase, serving: ServingSettings, training_bytes: int = 0) -> int | None:
+    """For pages of keys and values on the base's device; None where they are kept in slots, on CPUs. `training_bytes` are left free."""
     if base.device.type == "cpu":
         return None
     if serving.kv_cache_bytes is not None:
         return serving.kv_cache_bytes
     free, _ = torch.cuda.mem_get_info(base.device)
-    return int(KV_SHARE * max(0, free - serving.device_tier_bytes))
+    return int(KV_SHARE * max(0, free - serving.device_tier_bytes - training_bytes))
 
 
 def budgets(serving: ServingSettings) -> Budgets:

@@ -1,7 +1,7 @@
-"""The application shell of every role: FastStream's ASGI application around it, signals that drain, status on Kafka, three HTTP pages.
+"""The application shell of a process: FastStream's ASGI application around its roles, signals that drain, status on Kafka, three pages.
 
-SIGTERM / SIGINT ─► not ready ─► role.drain(), pages still there ─► status "stopped" ─► exit 0
-role fails       ─► exit with its error
+SIGTERM / SIGINT ─► not ready ─► drain(), pages still there ─► status "stopped" ─► exit 0
+a role fails     ─► exit with its error
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -50,12 +50,12 @@ class Role(Protocol):
 
 
 class Shell:
-    """One role in one process."""
+    """The roles of one process, mostly one."""
 
-    def __init__(self, role: Role, connection: Connection, metrics: Metrics, status_s: float = STATUS_S) -> None:
-        """The role's status is told every `status_s`."""
+    def __init__(self, roles: Sequence[Role], connection: Connection, metrics: Metrics, status_s: float = STATUS_S) -> None:
+        """They start one after the other. The status of each is told every `status_s`."""
         self._status_s = status_s
-        self._role = role
+        self._roles = tuple(roles)
         self._metrics = metrics
         self._connection = connection
         self._broker = fleet_broker(connection)
@@ -110,21 +110,24 @@ class Shell:
     async def _drain(self) -> None:
         log.info("draining: finishing what was begun")
         await self._tell()
-        await self._role.drain()
+        await asyncio.gather(*(role.drain() for role in self._roles))
 
     def _leave(self, _ended: "asyncio.Task[None] | None" = None) -> None:
         if self._server is not None:
             self._server.should_exit = True
 
     async def _live(self) -> None:
-        await self._role.start()
+        for role in self._roles:
+            await role.start()
         self._state = "ready"
         log.info("ready")
-        reporting = asyncio.create_task(self._report())
+        tasks = [asyncio.create_task(work) for work in (self._report(), *(role.run() for role in self._roles))]
         try:
-            await self._role.run()
+            await asyncio.gather(*tasks[1:])
         finally:
-            reporting.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def _end(self) -> None:
         if self._life is None:
@@ -143,9 +146,9 @@ class Shell:
             await asyncio.sleep(self._status_s)
 
     async def _tell(self) -> None:
-        """Say how the role is doing. What cannot be said now is said again by the next status; only the next status waits for it."""
+        """Say how the roles are doing. What cannot be said now is said again by the next status; only the next status waits for it."""
         async with self._telling:  # else a state could overtake the one before it, and the last one told would be wrong
-            await self._publish(self._role.status(self._state))
+            await asyncio.gather(*(self._publish(role.status(self._state)) for role in self._roles))
 
     async def _publish(self, status: WorkerStatus) -> None:
         try:

@@ -17,10 +17,10 @@ STOP_EXIT_CODE = 2
 
 @dataclass(frozen=True)
 class ChildChange:
-    """What happened to a child, in one sentence."""
+    """What happened to a child, in one sentence; or what all of them hold."""
 
     name: str
-    what: Literal["started", "ready", "crashed", "ended", "given-up", "stopped", "killed"]
+    what: Literal["started", "ready", "crashed", "ended", "given-up", "stopped", "killed", "memory"]
     sentence: str
     pid: int | None = None
 

@@ -3,13 +3,13 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import partial
 
 from mint_stream import contracts
 from mint_stream.app import logs
 from mint_stream.app.catalog_copy import current_catalog
 from mint_stream.app.provisioned import topics
-from mint_stream.app.serve_parts import chosen_device, pool_base
+from mint_stream.app.resident import Resident
+from mint_stream.app.serve_parts import pool_base
 from mint_stream.app.shell import Shell
 from mint_stream.app.watched import run_watched
 from mint_stream.app.workplace import Workplace
@@ -21,9 +21,7 @@ from mint_stream.bus.producer import Producer
 from mint_stream.client.connect import connection_from
 from mint_stream.messages.fleet import PoolBase, WorkerState, WorkerStatus
 from mint_stream.metrics import Metrics
-from mint_stream.model.base import ResidentBase, load_base
-from mint_stream.model.forward import PackedModel
-from mint_stream.model.pull import resolve_base
+from mint_stream.model.base import ResidentBase
 from mint_stream.model.recompute import recompute_layers
 from mint_stream.settings import Settings
 from mint_stream.store import Store, read_uri
@@ -53,7 +51,7 @@ async def run(settings: Settings) -> None:
     logs.configure(settings.log_json)
     connection, metrics = connection_from(settings), Metrics()
     with Workplace(settings.home, "train", settings.worker_id) as workplace:
-        await Shell(TrainRole(settings, connection, metrics, workplace), connection, metrics).serve(settings.http)
+        await Shell((TrainRole(settings, connection, metrics, workplace),), connection, metrics).serve(settings.http)
 
 
 def nothing(_effect: str) -> None:
@@ -63,8 +61,17 @@ def nothing(_effect: str) -> None:
 class TrainRole:
     """Builds the training worker's parts in the order in which they need each other, and takes them down in reverse."""
 
-    def __init__(self, settings: Settings, connection: Connection, metrics: Metrics, workplace: Workplace, after: After = nothing) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        connection: Connection,
+        metrics: Metrics,
+        workplace: Workplace,
+        after: After = nothing,
+        resident: Resident | None = None,
+    ) -> None:
         self._settings = settings
+        self._resident = resident or Resident(settings)
         self._connection = connection
         self._metrics = metrics
         self._workplace = workplace
@@ -83,13 +90,13 @@ class TrainRole:
         await provision.verify(self._connection, list(self._topics.values()), settings.pool_name)
         for threads in (self._torch, self._shop):
             self._parts.callback(threads.shutdown)
-        base = await self._loaded(settings)
+        base = await self._resident.base()
         producer = Producer(self._connection, source=f"mint-stream/{self._workplace.worker_id}")
         await producer.start()
         self._parts.push_async_callback(producer.stop)
         founder = await found_pool(self._connection, producer, pool_base(base, settings))
         trainer, workshop = await asyncio.get_running_loop().run_in_executor(self._torch, self._equipped, base, founder)
-        passes = PassLoop(TorchThread(self._torch), trainer, self._after)
+        passes = PassLoop(TorchThread(self._torch), trainer, self._after, self._resident.turns)
         await self._assemble(TrainingRoom(workshop, TorchThread(self._shop), passes, self._seats), producer)
 
     async def run(self) -> None:
@@ -117,17 +124,12 @@ class TrainRole:
             at_ms=now_ms(),
         )
 
-    async def _loaded(self, settings: Settings) -> ResidentBase:
-        path = await asyncio.to_thread(resolve_base, settings.base, settings.home)
-        return await asyncio.get_running_loop().run_in_executor(self._torch, partial(load_base, path, device=chosen_device(settings)))
-
     def _equipped(self, base: ResidentBase, founder: PoolBase) -> tuple[Trainer, Workshop]:
         """Everything that needs torch. Checks the base by passes of its own, so it belongs on torch's thread."""
         settings, limits = self._settings, self._settings.training
-        packed = PackedModel(base.model, base.linears, base.output_head)
         if limits.recompute:
-            recompute_layers(packed)
-        trainer = Trainer(packed, limits.max_num_batched_tokens)
+            recompute_layers(base.packed)
+        trainer = Trainer(base.packed, limits.max_num_batched_tokens)
         store = Store(settings.store_uri, settings.store.options)
         return trainer, Workshop(base, store, self._read, founder.max_rank, limits.max_num_batched_tokens, limits.checkpoints_kept)
 

@@ -13,6 +13,7 @@ async def run(system: LocalSystem, grace_s: float = 30.0) -> bool:
     async with _signalled() as stop:
         try:
             if await _before(stop, system.start()) and await _before(stop, system.ready()):
+                await system.tell_memory()
                 await _before(stop, system.wait())
         finally:
             await system.stop(grace_s)

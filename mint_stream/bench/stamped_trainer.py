@@ -20,7 +20,7 @@ async def run(settings: Settings, stamps: Path) -> None:
     connection, metrics = connection_from(settings), Metrics()
     with Workplace(settings.home, "train", settings.worker_id) as workplace:
         role = TrainRole(settings, connection, metrics, workplace, stamping(stamps))
-        await Shell(role, connection, metrics).serve(settings.http)
+        await Shell((role,), connection, metrics).serve(settings.http)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from mint_stream.bench.training_jobs import MAX_GRAD_NORM, WEIGHT_DECAY, Load, f
 from mint_stream.bench.workload import write_peft
 from mint_stream.bench.wrong import WrongResult
 from mint_stream.model.base import ResidentBase, load_base
-from mint_stream.model.forward import PackedModel
 from mint_stream.trainer.exact_rows import Rows
 from mint_stream.trainer.run import TrainingRun
 from mint_stream.trainer.trainer import Trainer
@@ -77,7 +76,7 @@ class Scene:
     def of(cls, base: Path, load: Load) -> "Scene":
         """Load the base."""
         resident = load_base(base, dtype=getattr(torch, load.dtype))
-        packed = PackedModel(resident.model, resident.linears, resident.output_head)
+        packed = resident.packed
         return cls(resident, Trainer(packed), Trainer(packed, rows=Rows(4, 2048)))
 
     @property

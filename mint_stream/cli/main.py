@@ -18,7 +18,7 @@ from mint_stream.cli.group import ErrorLine
 from mint_stream.cli.jobs import jobs
 from mint_stream.cli.kafka import kafka
 from mint_stream.cli.requests import cancel, result
-from mint_stream.cli.roles import evaluate, register, serve, train, up
+from mint_stream.cli.roles import evaluate, register, serve, train, up, work
 from mint_stream.cli.topics import app as topics
 
 app = typer.Typer(
@@ -62,6 +62,7 @@ app.command(rich_help_panel=SYSTEM)(doctor)
 app.command(rich_help_panel=SYSTEM)(kafka)
 app.command(rich_help_panel=ROLES)(serve)
 app.command(rich_help_panel=ROLES)(train)
+app.command(rich_help_panel=ROLES)(work)
 app.command(rich_help_panel=ROLES)(register)
 app.command(rich_help_panel=ROLES)(evaluate)
 app.command(rich_help_panel=USE)(generate)

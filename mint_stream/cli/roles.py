@@ -29,6 +29,13 @@ def train(bootstrap: Bootstrap = None, pool: Pool = None, base: BaseName = None,
     asyncio.run(run(settings_from(bootstrap, pool, base, home)))
 
 
+def work(bootstrap: Bootstrap = None, pool: Pool = None, base: BaseName = None, home: Home = None) -> None:
+    """Serve and train on one resident base: training takes the gaps (MINT_TRAINING__BUSY_SHARE bounds what it costs)."""
+    from mint_stream.app.work import run
+
+    asyncio.run(run(settings_from(bootstrap, pool, base, home)))
+
+
 def register(bootstrap: Bootstrap = None, home: Home = None) -> None:
     """Write the catalog: carry out commands to adapters, one owner a partition."""
     from mint_stream.app.register import run
@@ -48,6 +55,9 @@ def up(
     servers: Count = 1,
     trainers: Count = 1,
     evaluators: Count = 1,
+    one_base: Annotated[
+        bool, typer.Option("--one-base", help="Every server trains as well, on the base it serves; no trainers beside.")
+    ] = False,
     logs: Annotated[bool, typer.Option("--logs", help="Show what every process says, each line with its name.")] = False,
     grace: Annotated[float, typer.Option(min=0.0, help="Seconds a role may drain after Ctrl-C.")] = 30.0,
     bootstrap: Bootstrap = None,
@@ -64,7 +74,8 @@ def up(
 
     settings = settings_from(bootstrap, pool, base, home)
     echo = (lambda name, line: typer.echo(f"{name:>10} | {line}", err=True)) if logs else None
-    counts: dict[RoleName, int] = {"register": registrars, "serve": servers, "train": trainers, "evaluate": evaluators}
+    workers: dict[RoleName, int] = {"work": servers} if one_base else {"serve": servers, "train": trainers}
+    counts: dict[RoleName, int] = {"register": registrars, **workers, "evaluate": evaluators}
     system = LocalSystem(settings, counts, _print_change_as_json if as_json else _print_change, echo)
     if not asyncio.run(run(system, grace)):
         raise typer.Exit(1)

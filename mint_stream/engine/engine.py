@@ -15,6 +15,7 @@ from mint_stream.engine.runner import Runner
 from mint_stream.engine.step_loop import Outcome, StepLoop
 from mint_stream.errors import BaseMismatch, Cancelled, EngineFailed, InvalidRequest, PromptTooLong
 from mint_stream.model.base import ResidentBase
+from mint_stream.model.turns import Turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,7 @@ class Engine:
         threads: int | None = None,
         reuse_prefixes: bool = True,
         kv_cache_bytes: int | None = None,
+        turns: Turns | None = None,
     ) -> None:
         """`context_tokens`: the longest sequence, at most (and by default) the base's. `threads`: for torch; None leaves its default.
 
@@ -42,12 +44,14 @@ class Engine:
 
         The cache has max_num_seqs · context_tokens places; on a CPU it costs memory only for those that sequences have reached. With
         `kv_cache_bytes` it has pages, of no more bytes than that, and sequences wait while there are none for the whole of them.
+
+        `turns`: of a base that somebody trains on beside.
         """
         self._base, self._threads = base, threads
         self.context_tokens = min(context_tokens or base.context_tokens, base.context_tokens)
         graphs = CudaGraphs() if base.device.type == "cuda" else None
         self._runner = Runner(base, budgets.max_num_seqs, self.context_tokens, kv_cache_bytes, graphs)
-        self._steps = StepLoop(self._runner, budgets, self._decode, base.eos_tokens, self._post, reuse_prefixes)
+        self._steps = StepLoop(self._runner, budgets, self._decode, base.eos_tokens, self._post, reuse_prefixes, turns)
         self._asked: dict[int, _Asked] = {}
         self._keys = itertools.count()
         self._ended: asyncio.Future[None] | None = None

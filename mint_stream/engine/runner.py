@@ -24,7 +24,6 @@ from mint_stream.kernels.bound_attention import planes_of
 from mint_stream.kernels.readable import through_torch
 from mint_stream.kernels.warming import warm
 from mint_stream.model.base import ResidentBase
-from mint_stream.model.forward import PackedModel
 from mint_stream.model.passes import AdapterSet, Pass, Span
 from mint_stream.model.trial import LENGTHS, check_packing
 
@@ -46,7 +45,7 @@ class Runner:
         """
         self._base, self._graphs, self._slot_tokens = base, graphs, slot_tokens
         self.decode_graphs: DecodeGraphs | None = None
-        self._packed = PackedModel(base.model, base.linears, base.output_head)
+        self._packed = base.packed
         self._dtype, self._kv_cache_bytes = base.dtype, kv_cache_bytes
         self.cache: SequenceCache = self._cache_of(slots, slot_tokens)
         self._placing: Placing = SideBySide(slots) if kv_cache_bytes is None and base.device.type == "cpu" else WhereTheyAre()

@@ -12,6 +12,7 @@ from mint_stream.engine.runner import Runner
 from mint_stream.engine.sequence import RunningSequence
 from mint_stream.engine.stops import Decode
 from mint_stream.errors import AdapterUnloadable, Cancelled, DeadlineExceeded, InvalidRequest, MintError
+from mint_stream.model.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ class StepLoop:
         eos_tokens: frozenset[int],
         post: Callable[[list[Outcome]], None],
         reuse_prefixes: bool = True,
+        turns: Turns | None = None,
     ) -> None:
-        """`post` receives the outcomes of each step, on this loop's thread."""
+        """`post` receives the outcomes of each step, on this loop's thread. `turns`: on a base that is not this loop's alone."""
+        self._turns = turns or Turns()
         self._runner, self._decode, self._eos_tokens, self._post = runner, decode, eos_tokens, post
         self._reuse_prefixes = reuse_prefixes
         self._batcher = Batcher(budgets, self._begin)
@@ -84,11 +87,16 @@ class StepLoop:
 
     def run(self) -> None:
         """Step until stopped."""
-        while self._awaken():
-            outcomes = [outcome for message in self._taken() if (outcome := self._heed(message)) is not None]
-            outcomes.extend(self._step())
-            if outcomes:
-                self._post(outcomes)
+        try:
+            while self._awaken():
+                self._turns.busy(True)
+                outcomes = [outcome for message in self._taken() if (outcome := self._heed(message)) is not None]
+                outcomes.extend(self._step())
+                self._turns.busy(bool(self._sequences))
+                if outcomes:
+                    self._post(outcomes)
+        finally:
+            self._turns.busy(False)
         self._post([self._end(key, Cancelled("the engine was stopped")) for key in list(self._sequences)])
 
     def _awaken(self) -> bool:
@@ -133,7 +141,8 @@ class StepLoop:
         return found.tokens
 
     def _compute(self, rows: tuple[Rows, ...]) -> list[Outcome]:
-        drawn = self._runner.run([(one, self._sequences[one.key]) for one in rows])
+        with self._turns.step():
+            drawn = self._runner.run([(one, self._sequences[one.key]) for one in rows])
         now_s = time.monotonic()
         return [self._advanced(sequence, token, now_s) for sequence, token in drawn]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mint_stream.kernels.native_library import kernels
 from mint_stream.messages.shared import TargetShape
 from mint_stream.model import attention
 from mint_stream.model.digest import base_digest
+from mint_stream.model.forward import PackedModel
 from mint_stream.model.parameters import bare_parameters
 
 __all__ = ["ResidentBase", "base_digest", "describe", "load_base", "native_dtype"]
@@ -52,6 +54,11 @@ class ResidentBase:
     device: torch.device
     parameters: Mapping[str, LayerShape] = field(default_factory=dict)
     """Bare parameters that an adapter can target when it is served (not trained): routers and experts, with (in, out, experts)."""
+
+    @cached_property
+    def packed(self) -> PackedModel:
+        """The model prepared for packed passes, once for all that run on it."""
+        return PackedModel(self.model, self.linears, self.output_head)
 
     @property
     def layers(self) -> dict[str, LayerShape]:

@@ -3,6 +3,7 @@
 import asyncio
 
 from mint_stream.errors import EngineFailed
+from mint_stream.model.turns import Turns
 from mint_stream.trainer.run import StepReport, TrainingRun
 from mint_stream.trainer.trainer import Outcome, Trainer
 from mint_stream.workers.publishing import After
@@ -12,7 +13,9 @@ from mint_stream.workers.torch_thread import TorchThread
 class PassLoop:
     """Makes passes on torch's thread for as long as any job waits for a step."""
 
-    def __init__(self, thread: TorchThread, trainer: Trainer, after: After) -> None:
+    def __init__(self, thread: TorchThread, trainer: Trainer, after: After, turns: Turns | None = None) -> None:
+        """`turns`: on a base that also serves."""
+        self._turns = turns or Turns()
         self._thread = thread
         self._trainer = trainer
         self._after = after
@@ -46,11 +49,16 @@ class PassLoop:
 
     async def _pass(self, runs: tuple[TrainingRun, ...]) -> dict[TrainingRun, Outcome]:
         try:
-            return await self._thread.run(self._trainer.advance, runs)
+            return await self._thread.run(self._advance, runs)
         except EngineFailed as error:  # of nobody in particular: a run's own faults are outcomes
             return dict.fromkeys(runs, error)
         except Exception as error:  # or all jobs would wait for ever, with their hearts beating
             return dict.fromkeys(runs, EngineFailed(f"a pass failed: {type(error).__name__}: {error}"))
+
+    def _advance(self, runs: tuple[TrainingRun, ...]) -> dict[TrainingRun, Outcome]:
+        """On torch's thread, in our turn."""
+        with self._turns.pass_():
+            return self._trainer.advance(runs)
 
     def _settle(self, run: TrainingRun, outcome: Outcome) -> None:
         waiting = self._waiting.get(run)

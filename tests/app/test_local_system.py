@@ -41,6 +41,7 @@ async def test_killed_roles_and_a_killed_broker_come_back_and_sigterm_ends_all(t
     started = Started(tmp_path)
     running = asyncio.create_task(run(started.system))
     await started.next("register", "ready")
+    assert (await started.next("all", "memory")).sentence.endswith(" MiB in 2 processes")
     pids = started.system.pids
     os.kill(pids["register"], signal.SIGKILL)
     assert (await started.next("register", "started")).pid != pids["register"]

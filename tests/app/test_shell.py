@@ -63,7 +63,7 @@ class Running:
 
     def __init__(self, connection: Connection, worker_id: str, status_s: float = 60.0) -> None:
         self.role, self.metrics, self.port = Steps(worker_id), Metrics(), free_port()
-        shell = Shell(self.role, connection, self.metrics, status_s)
+        shell = Shell((self.role,), connection, self.metrics, status_s)
         self.serving = asyncio.create_task(shell.serve(HttpSettings(host=HOST, port=self.port)))
 
     async def get(self, page: str) -> tuple[int, str]:
@@ -180,6 +180,35 @@ async def test_a_second_signal_while_draining_changes_nothing(connection: Connec
 
 
 @pytest.mark.kafka
+async def test_two_roles_of_one_process_are_told_of_both_and_end_together(connection: Connection, topic_prefix: str) -> None:
+    await ensure_topics(connection, topic_prefix)
+    roles = [Steps(f"{topic_prefix}-{number}") for number in range(2)]
+    async with Said(connection, roles[0].worker_id) as one, Said(connection, roles[1].worker_id) as other:
+        serving = asyncio.create_task(Shell(roles, connection, Metrics(), 60.0).serve(HttpSettings(host=HOST, port=0)))
+        for role in roles:
+            role.started.set()
+        await one.has("ready")
+        ask_to_end()
+        for role in roles:
+            await role.asked_to_drain.wait()
+            role.drained.set()
+        await serving
+        for said in (one, other):
+            assert await said.all() == ["ready", "draining", "stopped"]
+
+
+@pytest.mark.kafka
+async def test_a_role_that_fails_takes_the_other_one_of_its_process_with_it(connection: Connection, topic_prefix: str) -> None:
+    await ensure_topics(connection, topic_prefix)
+    good, bad = Steps(f"{topic_prefix}-good"), Steps(f"{topic_prefix}-bad")
+    bad.error = EngineFailed("the engine is gone")
+    for event in (good.started, bad.started, bad.ended):
+        event.set()
+    with pytest.raises(EngineFailed, match="the engine is gone"):
+        await Shell([good, bad], connection, Metrics(), 60.0).serve(HttpSettings(host=HOST, port=0))
+
+
+@pytest.mark.kafka
 async def test_a_signal_before_the_role_is_ready_ends_it_without_a_drain(connection: Connection, topic_prefix: str) -> None:
     async with shell(connection, topic_prefix) as (running, said):
         await running.answering()
@@ -256,7 +285,7 @@ async def test_a_taken_port_is_said_before_the_role_starts(connection: Connectio
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(PortTaken, match=rf"127\.0\.0\.1:{port} cannot be listened on .*MINT_HTTP__PORT=0"):
-            await Shell(role, connection, Metrics()).serve(HttpSettings(host=HOST, port=port))
+            await Shell((role,), connection, Metrics()).serve(HttpSettings(host=HOST, port=port))
 
 
 def test_port_0_is_any_free_one() -> None:

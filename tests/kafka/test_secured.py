@@ -137,7 +137,7 @@ async def test_a_client_without_tls_is_told_that_nobody_answers(broker: SecuredK
 
 async def test_a_role_with_a_wrong_password_ends_at_once_with_the_reason(broker: SecuredKafka) -> None:
     with pytest.raises(AccessRefused, match="refuses user mint"):
-        await Shell(None, broker.connection(MINT, "wrong"), Metrics()).serve(HttpSettings())  # type: ignore[arg-type]  # never reached
+        await Shell((), broker.connection(MINT, "wrong"), Metrics()).serve(HttpSettings())
 
 
 @pytest.mark.parametrize("way", [administer, describe, read, take_work, use], ids=lambda way: way.__name__)
