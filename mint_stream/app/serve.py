@@ -1,6 +1,5 @@
 """The serve role: one resident base, the local catalog, and requests of many adapters in each step."""
 
-import asyncio
 import gc
 from contextlib import AsyncExitStack
 
