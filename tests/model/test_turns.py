@@ -19,10 +19,9 @@ def test_while_serving_is_busy_training_has_its_share_and_one_pass_at_most(share
     """Whoever's turn it is takes as long as it likes."""
     account, trained, served = Account(share), 0.0, 0.0
     for step_s, pass_s in lengths:
-        before = trained
         if account.owed_s <= 0:
+            assert trained <= share * (trained + served) + 1e-6, "those before this one had no more than their share"
             account, trained = account.trained(pass_s), trained + pass_s
-        assert before <= share * (before + served) + 1e-6, "when a pass begins, those before it had no more than their share"
         account, served = account.served(step_s), served + step_s
 
 
