@@ -19,6 +19,7 @@ from mint_stream.model import attention
 from mint_stream.model.digest import base_digest
 from mint_stream.model.forward import PackedModel
 from mint_stream.model.parameters import bare_parameters
+from mint_stream.model.quantised import check_quantised
 
 __all__ = ["ResidentBase", "base_digest", "describe", "load_base", "native_dtype"]
 
@@ -157,8 +158,7 @@ def check_servable(config: Any) -> None:
         raise BaseUnusable(f"{name} is not a causal language model that this transformers knows")
     if not kind._supports_attention_backend and config.model_type not in _HYBRIDS:
         raise BaseUnusable(f"{name} does not take part in transformers' attention registry, so its passes cannot be packed")
-    if getattr(config, "quantization_config", None):
-        raise BaseUnusable(f"{name} is stored quantized, which is not supported: use the original weights")
+    check_quantised(name, config)
     text = config.get_text_config()
     if odd := set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES - _LAYER_TYPES_OF.get(text.model_type, frozenset()):
         raise BaseUnusable(f"{name} has {', '.join(sorted(odd))} layers, which are not supported")

@@ -6,23 +6,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mint_stream.model.quantised import is_plain
+
 
 class Product:
     """x [rows, in] → [rows, Σ out]: the outputs of `layers`, side by side in their order. No gradients.
 
     On CPUs the weights are laid out once more the way oneDNN multiplies them, which takes their size in memory again and makes passes of
     few rows about twice as fast. That happens at the first call, so that a process that only trains pays nothing. Elsewhere the layers
-    share the joined weight's memory.
+    share the joined weight's memory. Quantised weights stay as they are, and each layer's product is its own.
     """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         self._layers = tuple(layers)
         self._bias = _joined([layer.bias for layer in layers])
         self._weight: Tensor | None = None
+        self._plain = all(is_plain(layer.weight) for layer in layers)
         self.widths = tuple(layer.out_features for layer in layers)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The product of contiguous x."""
+        if not self._plain:
+            return self._each(x)
         weight = self._prepared()
         if weight.is_mkldnn:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, self._bias, "none", [], "")
@@ -31,11 +36,17 @@ class Product:
 
     def added_to(self, other: Tensor, x: Tensor) -> Tensor:
         """other + the product, other [rows, Σ out]."""
+        if not self._plain:
+            return self._each(x).add_(other)
         weight = self._prepared()
         if weight.is_mkldnn:
             y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, self._bias, "add")
             return y
         return functional.linear(x, weight, self._bias).add_(other)
+
+    def _each(self, x: Tensor) -> Tensor:
+        parts = [functional.linear(x, layer.weight, layer.bias) for layer in self._layers]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _prepared(self) -> Tensor:
         if self._weight is None:

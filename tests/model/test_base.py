@@ -150,6 +150,17 @@ def test_weights_that_lack_a_tensor_are_refused_and_not_made_up(base: Path, dama
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "stored quantized"),
         ("llama", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "stored quantized"),
         ("mixtral", {"quantization_config": {"quant_method": "torchao"}}, "stored quantized"),
+        ("llama", {"quantization_config": {"quant_method": "torchao", "quant_type": "int4_weight_only"}}, "int4_weight_only"),
+        (
+            "llama",
+            {
+                "quantization_config": {
+                    "quant_method": "torchao",
+                    "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}, "lm_head": {"_type": "Int4WeightOnlyConfig"}},
+                }
+            },
+            "Int4WeightOnlyConfig",
+        ),
         ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, None),
     ],
 )
