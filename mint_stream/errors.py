@@ -4,7 +4,7 @@
     ├── Reject   the input is at fault: answer it with a typed error, never try again
     │   ├── InvalidRecord · InvalidRequest · PromptTooLong · DeadlineExceeded · Cancelled · RequestConflict
     │   ├── UnknownAdapter · UnknownRevision · NoProductionRevision · RevisionRetired · RevisionQuarantined · AdapterUnloadable
-    │   ├── BaseMismatch · PositionNotReached · ReplyTopicRefused · CommandRejected · UnknownJob · ControlRefused
+    │   ├── BaseMismatch · PositionNotReached · ReplyTopicRefused · CommandRejected · UnknownJob · ControlRefused · QuotaExceeded
     │   └── InvalidAdapter · InvalidDataset · InvalidJob · InvalidRule · UriNotAllowed · CorruptObject · TrainingDiverged · PoisonRecord
     ├── Retry    something outside failed: the same call may succeed later
     │   └── StoreUnavailable · BusUnavailable · OwnershipLost · ReplyTimeout · AdapterNotLoaded
@@ -127,6 +127,10 @@ class UnknownJob(Reject):
 
 class ControlRefused(Reject):
     """A training job's state does not allow what was asked of it."""
+
+
+class QuotaExceeded(Reject):
+    """A training job is more than its tenant's quota will ever allow."""
 
 
 class InvalidRule(Reject):

@@ -75,6 +75,15 @@ class ServingSettings(_Group):
     intake_bytes: int = Field(default=64 * 2**20, ge=2**20)
 
 
+class TenantQuota(_Group):
+    """What a tenant may ask of the trainers; None is no limit."""
+
+    jobs: int | None = Field(default=None, ge=0)
+    """In training at once, on all trainers together; others wait. 0 refuses all."""
+    tokens: int | None = Field(default=None, ge=1)
+    """That a job may send through the base; one that would need more is refused."""
+
+
 class TrainingSettings(_Group):
     """One training worker."""
 
@@ -92,6 +101,8 @@ class TrainingSettings(_Group):
     """Where one process serves and trains: what training may have of the base's time while serving wants all of it."""
     checkpoints_kept: int = Field(default=2, ge=1)
     """Of each job."""
+    quotas: dict[str, TenantQuota] = {}
+    """By tenant, e.g. {"acme": {"jobs": 2}, "*": {"tokens": 10000000}}; `*` is every tenant that is not named."""
     recompute: bool = False
     """Keep only the layers' inputs for the backward pass and compute the rest again there: slower, in less memory, the same bits."""
 

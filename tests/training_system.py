@@ -6,7 +6,7 @@ async with TrainingSystem(home) as system:      broker, topics, registrar, reade
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +25,7 @@ from mint_stream.bus.transactions import TransactionalProducer
 from mint_stream.catalog import Catalog
 from mint_stream.messages.training import Action, Hyperparameters, LoraSettings, TrainingControl, TrainingEvent, TrainingJob
 from mint_stream.metrics import Metrics
-from mint_stream.settings import KafkaSettings, Settings, StoreSettings, TrainingSettings
+from mint_stream.settings import KafkaSettings, Settings, StoreSettings, TenantQuota, TrainingSettings
 from mint_stream.store import Store
 from mint_stream.workers.catalog_writer import RegistrarTopics
 from mint_stream.workers.clock import now_ms
@@ -85,10 +85,11 @@ class TrainingSystem:
         worker_id: str | None = None,
         silence_s: float = SILENCE_S,
         max_jobs: int = 8,
+        quotas: Mapping[str, TenantQuota] | None = None,
         kind: type[TrainRole] = TrainRole,
     ) -> AsyncIterator[TrainRole]:
         """A train role that is drained at the end."""
-        changes = {"silence_s": silence_s, "max_jobs": max_jobs}
+        changes = {"silence_s": silence_s, "max_jobs": max_jobs, "quotas": dict(quotas or {})}
         settings = self.settings.model_copy(update={"training": self.settings.training.model_copy(update=changes)})
         with Workplace(settings.home, "train", worker_id) as workplace:
             role = kind(settings, self.connection, Metrics(), workplace, after)

@@ -35,6 +35,7 @@ from mint_stream.workers.parking import Parking
 from mint_stream.workers.pass_loop import PassLoop
 from mint_stream.workers.pools import found_pool
 from mint_stream.workers.publishing import After
+from mint_stream.workers.quotas import Quota, Quotas
 from mint_stream.workers.seats import Seats
 from mint_stream.workers.torch_thread import TorchThread
 from mint_stream.workers.training import TrainingWorker
@@ -56,6 +57,11 @@ async def run(settings: Settings) -> None:
 
 def nothing(_effect: str) -> None:
     """What a real worker does after an effect."""
+
+
+def quotas(settings: Settings) -> Quotas:
+    """What tenants may have here."""
+    return Quotas({tenant: Quota(quota.jobs, quota.tokens) for tenant, quota in settings.training.quotas.items()})
 
 
 class TrainRole:
@@ -146,7 +152,9 @@ class TrainRole:
         for part in (commands, log):
             await part.start()
             self._parts.push_async_callback(part.stop)
-        terms = TrainingTerms(self._workplace.worker_id, pool, settings.training.heartbeat_s, settings.training.silence_s)
+        terms = TrainingTerms(
+            self._workplace.worker_id, pool, settings.training.heartbeat_s, settings.training.silence_s, quotas=quotas(settings)
+        )
         bus = TrainingBus(producer, commands, log, catalog, catalog_reader.caught_up)
         runner = JobRunner(bus, room, terms, self._metrics, self._after)
         limits = IntakeLimits(max_records=QUEUED_JOBS, takeovers_before_suspect=TAKEOVERS_BEFORE_SUSPECT)

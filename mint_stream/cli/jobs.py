@@ -45,6 +45,7 @@ def submit(
     parent: Annotated[int | None, typer.Option(min=1, help="Go on from this revision; default: start fresh.")] = None,
     publish_every: Annotated[int | None, typer.Option(min=1, help="Steps between revisions; default: one at the end.")] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
+    priority: Annotated[int, typer.Option(min=-10, max=10, help="Higher is trained first where seats are short.")] = 0,
     rule: Annotated[PromotionRule | None, typer.Option(help=NEW_RULE)] = None,
     job_id: Annotated[str | None, typer.Option(help="Your own id: submitting it again starts nothing new.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay until the job ends.")] = False,
@@ -89,6 +90,7 @@ def submit(
         parent=parent,
         publish_every_steps=publish_every,
         checkpoint_every_steps=checkpoint_every,
+        priority=priority,
         promotion=rule,
         submitted_at_ms=now_ms(),
     )

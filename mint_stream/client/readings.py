@@ -54,6 +54,8 @@ class Readings:
         def note(_: int, record: LogRecord) -> None:
             event = TrainingEvent.decode(record.value)
             known = latest.get(event.job_id, event)
+            if known.terminal and known is not event:
+                return  # a late word of somebody who did not know
             kept = {name: getattr(known, name) for name in ("loss", "number") if getattr(event, name) is None}
             latest[event.job_id] = event.model_copy(update=kept)
 

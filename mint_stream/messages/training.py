@@ -60,6 +60,8 @@ class TrainingJob(Record):
     publish_every_steps: int | None = Field(default=None, ge=1)
     """None publishes once, at the end."""
     checkpoint_every_steps: int = Field(default=50, ge=1)
+    priority: int = Field(default=0, ge=-10, le=10)
+    """Who is trained first where seats are short: of tenants with equally few jobs in training the highest, then who waited longest."""
     promotion: PromotionRule | None = None
     """As in an announce: the rule of an adapter that has no revision yet; one that has some keeps its own."""
     submitted_at_ms: EpochMs

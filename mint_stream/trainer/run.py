@@ -80,6 +80,14 @@ class TrainingRun:
         self._begun: _Step | None = None
 
     @property
+    def planned_tokens(self) -> int:
+        """What all steps of the job together send through the base."""
+        lengths = [example.length for example in self.dataset.examples]
+        settings = self.job.hyperparameters
+        epochs, rest = divmod(settings.steps * settings.batch_size, len(lengths))
+        return epochs * sum(lengths) + sum(lengths[number] for number in self._order.batch(epochs * len(lengths), rest))
+
+    @property
     def done(self) -> bool:
         """True when all steps are made."""
         return self.step >= self.job.hyperparameters.steps

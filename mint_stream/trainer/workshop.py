@@ -14,6 +14,7 @@ from mint_stream.adapter import AdapterWeights, fresh_parameters
 from mint_stream.errors import BaseMismatch, InvalidAdapter, InvalidDataset, InvalidJob, InvalidRequest
 from mint_stream.messages.adapters import Manifest, Revision
 from mint_stream.messages.lineage import Lineage
+from mint_stream.messages.record import canonical_digest
 from mint_stream.messages.training import LoraSettings, TrainingJob
 from mint_stream.model.base import ResidentBase
 from mint_stream.store import Store
@@ -42,6 +43,9 @@ class Work:
         """A step was made."""
         self.metrics = {"loss": report.loss, "grad_norm": report.grad_norm}
 
+
+WHEN = {"priority"}
+"""Fields of a job that say when it is worked on, and nothing of what comes out."""
 
 STATE_BYTES = 16
 """A parameter: master, gradient and two moments in fp32."""
@@ -121,7 +125,7 @@ class Workshop:
     def upload(self, work: Work) -> Manifest:
         """Put the adapter's files into the store as a revision; the manifest is what an announce carries. Raises StoreUnavailable."""
         job = work.run.job
-        self._store.put_object(job_path(job), job.model_copy(update={"submitted_at_ms": 0}).encode())
+        self._store.put_object(job_path(job), _asked(job).model_dump_json(exclude_none=True, exclude=WHEN).encode())
         weights = work.run.weights()
         return self._store.put_revision(
             weights.to_peft(),
@@ -210,8 +214,12 @@ class Workshop:
 
 
 def job_digest(job: TrainingJob) -> str:
-    """sha256 of what the job asks for; submitting the same again is the same job."""
-    return job.model_copy(update={"submitted_at_ms": 0}).content_digest()
+    """sha256 of what the job asks for; submitting the same again is the same job, at whatever time and priority."""
+    return canonical_digest(_asked(job).model_dump(mode="json", exclude_none=True, exclude=WHEN))
+
+
+def _asked(job: TrainingJob) -> TrainingJob:
+    return job.model_copy(update={"submitted_at_ms": 0})
 
 
 def job_path(job: TrainingJob) -> str:

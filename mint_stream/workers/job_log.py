@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -55,6 +55,8 @@ class JobLog:
         self._cancelled: OrderedDict[str, str] = OrderedDict()
         self._wishes: OrderedDict[str, TrainingControl] = OrderedDict()
         self._parked: set[str] = set()
+        self._at_work: defaultdict[str, set[str]] = defaultdict(set)
+        """By tenant."""
         self._moves = Moves()
         self._events = LogReader(connection, contracts.TRAINING_EVENTS.name(), self.apply_events)
         self._controls = LogReader(connection, contracts.TRAINING_CONTROLS.name(), self.apply_controls)
@@ -107,6 +109,11 @@ class JobLog:
         wish = self._wishes.get(job_id)
         return job_id in self._cancelled or (wish is not None and wish.action == "resume")
 
+    def at_work_elsewhere(self, tenant: str, worker_id: str, now_ms: int, silence_ms: float) -> int:
+        """How many jobs of a tenant other trainers have in training, of any pool."""
+        jobs = (self._last[job_id] for job_id in self._at_work.get(tenant, ()))
+        return sum(standing(last, worker_id, now_ms, silence_ms) == "held" for last in jobs)
+
     async def moved(self, timeout_s: float) -> None:
         """Return when anything was written of any job, or after `timeout_s`."""
         await self._moves.moved(timeout_s)
@@ -122,6 +129,8 @@ class JobLog:
     def _note(self, event: TrainingEvent, at_ms: int) -> None:
         self._last[event.job_id] = LastSeen(event.state, event.attempt, event.worker_id, at_ms, event.step, event.parked)
         (self._parked.add if event.state == "paused" else self._parked.discard)(event.job_id)
+        idle = event.terminal or event.state in ("queued", "paused")
+        (self._at_work[event.tenant].discard if idle else self._at_work[event.tenant].add)(event.job_id)
         if event.terminal:
             self._close(event.job_id)
 

@@ -11,7 +11,7 @@ from the last checkpoint, and repeats a publish that was due there, for nobody k
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mint_stream import contracts
 from mint_stream.bus.producer import Producer
@@ -42,6 +42,7 @@ from mint_stream.workers.job_log import JobLog, LastSeen, Standing, standing
 from mint_stream.workers.job_report import JobReport, Progress, obituary
 from mint_stream.workers.pass_loop import PassLoop
 from mint_stream.workers.publishing import After, Publishing, checkpoint_due, publish_due
+from mint_stream.workers.quotas import Quotas
 from mint_stream.workers.seats import Applicant, Seats
 from mint_stream.workers.torch_thread import Pause, TorchThread
 
@@ -67,6 +68,7 @@ class TrainingTerms:
     progress_s: float = 1.0
     store_wait_s: float = 5.0
     """How long a job that has not begun leaves a store alone that did not answer."""
+    quotas: Quotas = field(default_factory=Quotas)
 
 
 @dataclass(frozen=True)
@@ -151,17 +153,31 @@ class JobRunner:
     async def _seat(self, job: TrainingJob, applicant: Applicant) -> bool:
         """A seat for the job. False when it had to wait: look again first, for it may be cancelled, over or another trainer's by now."""
         waited = False
-        while not (self._stopping or self._interrupted(job) or self._seats.take(applicant)):
+        told: set[str] = set()
+        while not (self._stopping or self._interrupted(job) or self._seats.take(applicant, self._within_quota)):
             waited = True
-            await self._bus.log.moved(self._terms.heartbeat_s)
+            if (why := self._seats.lacks(applicant, self._within_quota)) not in told:
+                told.add(why)
+                await self._say_waiting(job, why)
+            else:
+                await self._bus.log.moved(self._terms.heartbeat_s)
         self._bus.log.wake()  # for whoever is next in line now
         return not waited
+
+    def _within_quota(self, tenant: str, seats: int) -> bool:
+        """What other trainers say they have in training counts; two that begin at the same moment do not see each other."""
+        elsewhere = self._bus.log.at_work_elsewhere(tenant, self._terms.worker_id, now_ms(), self._terms.silence_s * 1000)
+        return self._terms.quotas.allows(tenant, seats + elsewhere)
+
+    async def _say_waiting(self, job: TrainingJob, why: str) -> None:
+        if await self._standing(job) == "free":
+            await self._report(job, await self._bus.log.current(job.job_id)).say("queued", reason=why)
 
     async def _applicant(self, job: TrainingJob) -> Applicant:
         if job.parent is not None:
             await self._bus.catalog_current()
         parent = None if job.parent is None else self._bus.catalog.revision(job.adapter_id, job.parent)
-        return Applicant(job.job_id, job.tenant, self._workshop.state_bytes(job, parent))
+        return Applicant(job.job_id, job.tenant, self._workshop.state_bytes(job, parent), job.priority)
 
     def _give_up_seat(self, job: TrainingJob) -> None:
         if self._seats.leave(job.job_id):  # two that are only watched would wake each other for ever
@@ -178,6 +194,7 @@ class JobRunner:
         report = self._report(job, last)
         try:
             self._check_cancelled(job)
+            self._terms.quotas.check(job)
             if why := self._paused(job):
                 return await self._park(job, report, last, why)
             self._seats.check(applicant)
@@ -205,6 +222,7 @@ class JobRunner:
         """Validate wholly, claim, then train under the attempt granted, with heartbeats."""
         self._check_stopping(job)
         work = await self._shop.run(self._workshop.prepare, job, await self._parent(job))
+        self._terms.quotas.check_tokens(job, work.run.planned_tokens)
         self._check(job, report)
         report.attempt = await self._claims.take(job)
         await report.say("claimed")

@@ -15,7 +15,10 @@ def test_a_child_loads_the_very_same_settings(monkeypatch: pytest.MonkeyPatch, t
         "sasl_password": '"quoted", {secret}',
     }
     store = {"uri": "s3://bucket/x", "options": {"endpoint_url": "http://127.0.0.1:9"}, "allowed_roots": ("file:///data", "s3://more")}
-    settings = Settings.load(base="123", pool="p", home=tmp_path, log_json=True, kafka=kafka, store=store, serving={"max_num_seqs": 7})
+    training = {"quotas": {"acme": {"jobs": 2}, "*": {"tokens": 9}}}
+    settings = Settings.load(
+        base="123", pool="p", home=tmp_path, log_json=True, kafka=kafka, store=store, serving={"max_num_seqs": 7}, training=training
+    )
     for name, value in environment_of(settings).items():
         monkeypatch.setenv(name, value)
     assert Settings.load() == settings

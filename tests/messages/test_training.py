@@ -61,7 +61,9 @@ def test_an_adapter_that_cannot_be_is_refused(bad: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"method": "ppo"}, {"parent": 0}, {"seed": -1}, {"seed": 2**63}, {"publish_every_steps": 0}, {"adapter_id": "a/b"}], ids=str
+    "bad",
+    [{"method": "ppo"}, {"parent": 0}, {"seed": -1}, {"seed": 2**63}, {"publish_every_steps": 0}, {"adapter_id": "a/b"}, {"priority": 11}],
+    ids=str,
 )
 def test_a_job_that_cannot_be_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

@@ -18,7 +18,7 @@ from mint_stream.store import Store, read_uri
 from mint_stream.trainer.checkpoint import Checkpoints, folder_name
 from mint_stream.trainer.run import StepReport
 from mint_stream.trainer.trainer import Trainer
-from mint_stream.trainer.workshop import Work, Workshop
+from mint_stream.trainer.workshop import Work, Workshop, job_digest
 from tests.factories import peft_files, tiny_base
 
 LINES = "\n".join(json.dumps({"prompt": f"{n}+{n}=", "completion": str(2 * n)}) for n in range(11))
@@ -134,6 +134,25 @@ def test_a_job_whose_settings_changed_does_not_go_on_from_its_checkpoint(base: A
     assert shop.resume(shop.prepare(job(root).model_copy(update={"submitted_at_ms": 5}), None)).run.step == 1
     with pytest.raises(InvalidJob, match="the job's settings changed since"):
         shop.resume(shop.prepare(job(root, seed=1), None))
+
+
+def test_the_tokens_of_a_whole_job_are_known_before_its_first_step(base: Any, root: Path) -> None:
+    """Epochs and a part of one: what is planned is what the steps then send."""
+    run = workshop(base, root).prepare(job(root, hyperparameters={"steps": 7, "batch_size": 5}), None).run
+    planned, sent = run.planned_tokens, 0
+    while not run.done:
+        [made] = base[1].step([run])
+        assert isinstance(made, StepReport)
+        sent += made.tokens
+    assert planned == sent > 0
+
+
+def test_a_job_submitted_again_at_another_time_or_priority_is_the_same_job(base: Any, root: Path) -> None:
+    shop = workshop(base, root)
+    first = job(root)
+    for again in (first, first.model_copy(update={"priority": 7, "submitted_at_ms": 99})):
+        assert job_digest(again) == job_digest(first) and job_digest(first) != job_digest(job(root, seed=5))
+        shop.upload(shop.prepare(again, None))  # objects are put once: other bytes at the same path are an error
 
 
 def test_an_upload_is_the_adapter_as_peft_reads_it_with_metrics_and_fingerprint(base: Any, root: Path) -> None:

@@ -89,6 +89,16 @@ async def test_a_paused_job_is_left_by_the_queue_and_not_by_a_late_sign_of_life(
         assert last is not None and last.state == after["state"]
 
 
+async def test_of_a_tenants_jobs_those_count_that_another_trainer_has_in_training_and_is_not_silent_of() -> None:
+    log = JobLog(Connection("unused:1"))
+    states = ("queued", "claimed", "running", "paused", "publishing", "succeeded", "failed")
+    log.apply_events(0, [record(1, job_id=f"j{place}", attempt=1, state=state) for place, state in enumerate(states)], 1)
+    log.apply_events(0, [record(1, job_id="mine", attempt=1, worker_id="me"), record(1, job_id="theirs", attempt=1, tenant="u")], 1)
+    assert log.at_work_elsewhere("t", "me", 1500, SILENCE_MS) == 3
+    assert log.at_work_elsewhere("t", "me", 2000, SILENCE_MS) == 0, "they have been silent for too long"
+    assert log.at_work_elsewhere("nobody", "me", 1500, SILENCE_MS) == 0
+
+
 async def test_what_was_asked_of_a_job_is_forgotten_with_its_end_and_the_oldest_where_it_is_too_much() -> None:
     log = JobLog(Connection("unused:1"), remembered=3)
     log.apply_controls(0, [control("j", "pause")], 1)

@@ -1,11 +1,13 @@
 """Jobs sit down in turn, tenants with few seats first, within the memory."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mint_stream.errors import InvalidJob
-from mint_stream.workers.seats import Applicant, Seats
+from mint_stream.workers.seats import OVERTAKEN, Applicant, Seats
 
 jobs = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 10)), min_size=1, max_size=12)
 """Tenant and size of each, in the order of their coming."""
@@ -56,10 +58,79 @@ def test_a_tenant_with_fewer_seats_goes_first_and_within_a_tenant_who_waited_lon
         assert [job for job in waiting if seats.take(job)] == [expected]
 
 
+@given(
+    drawn=st.lists(st.tuples(st.sampled_from("ab"), st.integers(-2, 2), st.integers(0, 6)), min_size=1, max_size=80), most=st.integers(1, 3)
+)
+def test_the_most_urgent_sits_down_first_and_nobody_is_overtaken_for_priority_more_often_than_the_bound(
+    drawn: list[tuple[str, int, int]], most: int
+) -> None:
+    """Jobs come one by one, each waiting until `stay` others have come after it; all in line ask whenever a seat is free."""
+    seats, line, sitting = Seats(most, 10**6), list[Applicant](), list[Applicant]()
+    overtakings = Counter[str]()
+
+    def settle() -> None:
+        while chosen := next((job for job in list(line) if seats.take(job)), None):
+            held = Counter(job.tenant for job in sitting)
+            place = line.index(chosen)
+            rivals = [job for job in line if held[job.tenant] == held[chosen.tenant]]
+            assert held[chosen.tenant] == min(held[job.tenant] for job in line), "tenants with few seats first, whatever the priority"
+            if not any(overtakings[job.job_id] >= OVERTAKEN for job in rivals):
+                assert chosen == max(rivals, key=lambda job: job.priority), "the highest, and of equals the first"
+            for earlier in line[:place]:
+                overtakings[earlier.job_id] += earlier in rivals and earlier.priority < chosen.priority
+            line.remove(chosen)
+            sitting.append(chosen)
+
+    for number, (tenant, priority, leaving) in enumerate(drawn):
+        line.append(Applicant(f"j{number}", tenant, 1, priority))
+        settle()
+        if leaving < len(sitting):
+            seats.leave(sitting.pop(leaving).job_id)
+            settle()
+    assert all(count <= OVERTAKEN for count in overtakings.values())
+
+
+def test_a_job_of_low_priority_has_its_turn_before_a_stream_of_urgent_ones_ends() -> None:
+    seats, low = Seats(1, 10), Applicant("low", "a", 1, -10)
+    assert seats.take(Applicant("first", "a", 1)) and not seats.take(low)
+    urgent = [Applicant(f"u{number}", "a", 1, 10) for number in range(3 * OVERTAKEN)]
+    assert not any(seats.take(job) for job in urgent)
+    order, sitting = list[str](), "first"
+    for _ in range(len(urgent) + 1):
+        seats.leave(sitting)
+        sitting = next(job.job_id for job in [low, *urgent] if job.job_id not in order and seats.take(job))
+        order.append(sitting)
+    assert order.index("low") == OVERTAKEN
+
+
+@given(drawn=jobs, most=st.integers(1, 6), quota=st.integers(1, 3))
+def test_no_tenant_has_more_seats_than_it_may_and_who_has_to_wait_for_that_holds_nobody_up(
+    drawn: list[tuple[str, int]], most: int, quota: int
+) -> None:
+    seats, line = Seats(most, 10**6), applicants(drawn)
+
+    def allowed(_tenant: str, held: int) -> bool:
+        return held < quota
+
+    sitting = list[Applicant]()
+    while line or sitting:
+        while more := [job for job in line if seats.take(job, allowed)]:
+            sitting += more
+            line = [job for job in line if job not in more]
+        held = Counter(job.tenant for job in sitting)
+        assert sitting and max(held.values()) <= quota
+        for job in line:
+            full, over = len(sitting) == most, held[job.tenant] == quota
+            assert full or over, "a free seat stays free only for those who may not have it"
+            assert ("quota" in seats.lacks(job, allowed)) == over and (over or f"all {most} seats" in seats.lacks(job, allowed))
+        seats.leave(sitting.pop(0).job_id)
+
+
 def test_who_is_next_waits_for_memory_and_nobody_goes_before_it() -> None:
     seats = Seats(8, 10)
     first, large, small = Applicant("first", "a", 6), Applicant("large", "b", 8), Applicant("small", "b", 1)
     assert [seats.take(job) for job in (first, large, small, first)] == [True, False, False, True]
+    assert [seats.lacks(job).split(" ")[0] for job in (large, small)] == ["its", "others"]
     seats.leave("first")
     assert [seats.take(job) for job in (small, large, small)] == [False, True, True]
 

@@ -464,6 +464,21 @@ async def test_more_jobs_than_seats_wait_in_line_and_all_end(system: TrainingSys
     assert await committed_to_the_end(system)
 
 
+async def test_of_jobs_in_line_the_urgent_one_is_trained_first(system: TrainingSystem, name: str) -> None:
+    priorities = {"low": -1, "plain": 0, "urgent": 5}
+    async with system.trainer(max_jobs=1):
+        await system.submit(system.job(f"{name}-long", f"{name}-long", hyperparameters={"steps": 1_000_000}))
+        await system.heard(f"{name}-long", lambda event: event.step > 0)
+        for which, priority in priorities.items():
+            await system.submit(system.job(f"{name}-{which}", f"{name}-{which}", priority=priority))
+            await system.heard(f"{name}-{which}", lambda event: event.state == "queued" and event.reason is not None)
+        await system.cancel(f"{name}-long")
+        for which in priorities:
+            assert (await system.ended(f"{name}-{which}")).state == "succeeded"
+    claimed = [event.job_id for event in system.events if event.state == "claimed" and not event.heartbeat]
+    assert [job_id.split("-")[1] for job_id in claimed if job_id.startswith(name)] == ["long", "urgent", "plain", "low"]
+
+
 @asynccontextmanager
 async def script(system: TrainingSystem, file: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """One of the scripts of tests/, with the system's settings; nothing of it is left behind."""
