@@ -11,7 +11,7 @@ from mint_stream.cli.curve import curve
 from mint_stream.cli.options import NEW_RULE, AsJson, Bootstrap, Pool, settings_from
 from mint_stream.cli.output import print_json, print_table
 from mint_stream.cli.running import ask
-from mint_stream.cli.watching import watch_job
+from mint_stream.cli.watching import eta, watch_job
 from mint_stream.errors import InvalidJob
 from mint_stream.messages.adapters import PromotionRule
 from mint_stream.messages.training import Hyperparameters, LoraSettings, Method, TrainingEvent, TrainingJob
@@ -142,7 +142,7 @@ def logs(job_id: JobId, bootstrap: Bootstrap = None, as_json: AsJson = False) ->
         for event in events:
             print_json(event)
     else:
-        print_table(("at", "attempt", "state", "step", "loss", "revision", "error"), [_line(event) for event in events])
+        print_table(("at", "attempt", "state", "step", "loss", "eta", "revision", "why"), [_line(event) for event in events])
         for line in curve([(event.step, event.loss) for event in events if event.loss is not None]):
             typer.echo(line)
     if not events:
@@ -156,7 +156,7 @@ def list_jobs(bootstrap: Bootstrap = None, as_json: AsJson = False) -> None:
     events = ask(settings_from(bootstrap), lambda client: client.jobs())
     if as_json:
         return print_json(events)
-    return print_table(("job", "adapter", "state", "step", "loss", "revision", "error"), [_row(event) for event in events])
+    return print_table(("job", "adapter", "state", "step", "loss", "eta", "revision", "why"), [_row(event) for event in events])
 
 
 def uri_of(dataset: str, settings: Settings) -> str:
@@ -182,11 +182,11 @@ def _requested(job_id: str, action: str, as_json: bool) -> None:
 
 
 def _line(event: TrainingEvent) -> tuple[object, ...]:
-    _, _, state, step, loss, number, error = _row(event)
-    return (datetime.fromtimestamp(event.at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"), event.attempt, state, step, loss, number, error)
+    _, _, *rest = _row(event)
+    return (datetime.fromtimestamp(event.at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"), event.attempt, *rest)
 
 
 def _row(event: TrainingEvent) -> tuple[object, ...]:
     loss = None if event.loss is None else f"{event.loss:.4f}"
-    error = None if event.error is None else f"{event.error.code}: {event.error.message}"
-    return (event.job_id, event.adapter_id, event.state, f"{event.step}/{event.steps}", loss, event.number, error)
+    why = event.reason if event.error is None else f"{event.error.code}: {event.error.message}"
+    return (event.job_id, event.adapter_id, event.state, f"{event.step}/{event.steps}", loss, eta(event), event.number, why)

@@ -1,6 +1,7 @@
 """A job's life on the terminal: a bar for people, a line of JSON an event for machines."""
 
 import asyncio
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -55,13 +56,20 @@ def _advance(progress: "Progress", task: Any, event: TrainingEvent) -> None:
 
 
 def note_of(event: TrainingEvent) -> str:
-    """Loss, speed and revision of an event, as far as it has them."""
+    """Why the job is in its state, loss, speed, remaining time and revision of an event, as far as it has them."""
     parts = [
+        event.reason,
         None if event.loss is None else f"loss {event.loss:.4f}",
         None if event.tokens_per_s is None else f"{event.tokens_per_s:.0f} tokens/s",
+        None if (left := eta(event)) is None else f"{left} left",
         None if event.number is None else f"revision {event.number}",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def eta(event: TrainingEvent) -> str | None:
+    """The remaining time of a job that is being trained, as h:mm:ss."""
+    return None if event.eta_s is None or event.terminal else str(timedelta(seconds=round(event.eta_s)))
 
 
 def ending(event: TrainingEvent) -> str:

@@ -48,7 +48,7 @@ class Readings:
         return tuple(event for event in said if not event.heartbeat)
 
     async def jobs(self) -> tuple[TrainingEvent, ...]:
-        """The latest event of every job with the last loss and revision it reported, oldest first."""
+        """The latest event of every job with the last loss, revision and (while it is trained) remaining time it reported, oldest first."""
         latest: dict[str, TrainingEvent] = {}
 
         def note(_: int, record: LogRecord) -> None:
@@ -56,7 +56,8 @@ class Readings:
             known = latest.get(event.job_id, event)
             if known.terminal and known is not event:
                 return  # a late word of somebody who did not know
-            kept = {name: getattr(known, name) for name in ("loss", "number") if getattr(event, name) is None}
+            carried = ("loss", "number", "eta_s") if event.state in ("running", "publishing") else ("loss", "number")
+            kept = {name: getattr(known, name) for name in carried if getattr(event, name) is None}
             latest[event.job_id] = event.model_copy(update=kept)
 
         await self._fold(Place(contracts.TRAINING_EVENTS.name()), note)

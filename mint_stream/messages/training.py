@@ -98,7 +98,7 @@ class ParkedJob(Record):
     job: TrainingJob
 
 
-JobState = Literal["queued", "claimed", "running", "paused", "publishing", "succeeded", "failed", "cancelled", "rejected"]
+JobState = Literal["queued", "claimed", "running", "paused", "publishing", "evaluating", "succeeded", "failed", "cancelled", "rejected"]
 TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled", "rejected"})
 
 

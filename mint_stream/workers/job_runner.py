@@ -236,6 +236,7 @@ class JobRunner:
             if self._stopping:
                 await report.say("queued")
             raise
+        await self._say_evaluating(job, report, number)
         await report.say("succeeded", number=number)
         self._after("end-reported")
         self._metrics.jobs_total.labels("succeeded").inc()
@@ -254,6 +255,13 @@ class JobRunner:
         await report.say("paused", reason=why, parked=ParkedJob(pool=self._terms.pool, job=job))
         self._after("pause-reported")
         return True
+
+    async def _say_evaluating(self, job: TrainingJob, report: JobReport, number: int | None) -> None:
+        """Where a gate decides what becomes of the last revision, the job says so; the evaluators' verdict is an adapter event."""
+        await self._bus.catalog_current()
+        head = self._bus.catalog.head(job.adapter_id)
+        if number is not None and head is not None and head.rule == "gated" and head.aliases.get("production") != number:
+            await report.say("evaluating", number=number, reason=f"revision {number} is judged by the gate of {job.adapter_id} now")
 
     async def _resumed(self, work: Work, report: JobReport) -> Work:
         found = await self._shop.patiently(self._pausing(work.run.job, report), self._workshop.resume, work)

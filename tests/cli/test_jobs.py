@@ -13,6 +13,7 @@ from mint_stream import contracts
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.producer import Producer
 from mint_stream.bus.table import LogReader, LogRecord
+from mint_stream.cli.watching import note_of
 from mint_stream.messages.shared import ErrorBody
 from mint_stream.messages.training import TrainingControl, TrainingEvent, TrainingJob
 from mint_stream.store import Store
@@ -220,8 +221,36 @@ async def test_a_list_has_each_job_once_as_it_stands(command: Command, connectio
     assert sorted(event["job_id"] for event in events) == names
     assert {(event["state"], event["step"], event["loss"], event["number"]) for event in events} == {("succeeded", 4, 0.5, 1)}
     rows = (await command("list")).stdout.splitlines()
-    assert rows[0].split() == ["job", "adapter", "state", "step", "loss", "revision", "error"]
-    assert [row.split() for row in rows if names[1] in row] == [[names[1], "poet", "succeeded", "4/4", "0.5000", "1", "-"]]
+    assert rows[0].split() == ["job", "adapter", "state", "step", "loss", "eta", "revision", "why"]
+    assert [row.split() for row in rows if names[1] in row] == [[names[1], "poet", "succeeded", "4/4", "0.5000", "-", "1", "-"]]
+
+
+async def test_a_list_and_a_look_back_tell_how_long_a_job_takes_and_what_it_waits_for(
+    command: Command, connection: Connection, topic_prefix: str
+):
+    fields = {"adapter_id": "poet", "dataset_uri": "s3://d", "hyperparameters": {"steps": 4}, "submitted_at_ms": 1}
+    running, waiting = (TrainingJob(job_id=f"{topic_prefix}-{which}", **fields) for which in ("running", "waiting"))
+    await tell(connection, running, {"state": "running", "step": 2, "loss": 0.5, "eta_s": 3725.0}, {"state": "running", "heartbeat": True})
+    await tell(
+        connection, waiting, {"state": "running", "step": 2, "eta_s": 9.0}, {"state": "paused", "step": 2, "reason": "paused by ann: night"}
+    )
+    rows = {row.split()[0]: row for row in (await command("list")).stdout.splitlines()}
+    assert rows[running.job_id].split()[2:] == ["running", "0/4", "0.5000", "1:02:05", "-", "-"]
+    assert (
+        " paused " in rows[waiting.job_id]
+        and rows[waiting.job_id].endswith("paused by ann: night")
+        and "0:00:09" not in rows[waiting.job_id]
+    )
+    assert (await command("logs", waiting.job_id)).stdout.splitlines()[-1].endswith("paused by ann: night")
+
+
+def test_a_watched_event_says_why_it_is_so_and_what_is_left() -> None:
+    about = {"job_id": "j", "adapter_id": "a", "tenant": "t", "worker_id": "w", "steps": 4, "at_ms": 1}
+    queued = TrainingEvent(**about, state="queued", reason="all 8 seats of the trainer are taken")
+    assert note_of(queued) == "all 8 seats of the trainer are taken"
+    assert (
+        note_of(TrainingEvent(**about, state="running", loss=0.5, tokens_per_s=10, eta_s=61)) == "loss 0.5000 · 10 tokens/s · 0:01:01 left"
+    )
 
 
 async def test_looking_back_on_a_job_shows_what_was_said_and_its_curve(connection, command: Command, topic_prefix: str, dataset: str):

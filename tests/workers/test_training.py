@@ -464,6 +464,17 @@ async def test_more_jobs_than_seats_wait_in_line_and_all_end(system: TrainingSys
     assert await committed_to_the_end(system)
 
 
+async def test_a_job_whose_last_revision_has_to_pass_a_gate_says_that_it_is_judged(system: TrainingSystem, name: str) -> None:
+    async with system.trainer():
+        for which, rule in {"gated": "gated", "auto": "auto"}.items():
+            await system.submit(system.job(f"{name}-{which}", f"{name}-{which}", promotion=rule))
+            await system.ended(f"{name}-{which}")
+    assert system.states(f"{name}-gated")[-3:] == ["publishing", "evaluating", "succeeded"]
+    judged = await system.heard(f"{name}-gated", lambda event: event.state == "evaluating" and not event.heartbeat)
+    assert (judged.number, judged.reason) == (1, f"revision 1 is judged by the gate of {name}-gated now")
+    assert system.states(f"{name}-auto")[-2:] == ["publishing", "succeeded"]
+
+
 async def test_of_jobs_in_line_the_urgent_one_is_trained_first(system: TrainingSystem, name: str) -> None:
     priorities = {"low": -1, "plain": 0, "urgent": 5}
     async with system.trainer(max_jobs=1):
