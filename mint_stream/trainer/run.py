@@ -81,8 +81,10 @@ class TrainingRun:
 
     @property
     def planned_tokens(self) -> int:
-        """What all steps of the job together send through the base."""
+        """What all steps of the job together send through the base; 0 for a dataset without examples, which nobody knows it of."""
         lengths = [example.length for example in self.dataset.examples]
+        if not lengths:
+            return 0
         settings = self.job.hyperparameters
         epochs, rest = divmod(settings.steps * settings.batch_size, len(lengths))
         return epochs * sum(lengths) + sum(lengths[number] for number in self._order.batch(epochs * len(lengths), rest))

@@ -27,6 +27,10 @@ class Quotas:
         """A tenant's quota."""
         return self._by_tenant.get(tenant) or self._by_tenant.get(EVERYBODY) or Quota()
 
+    def limits(self, tenant: str) -> bool:
+        """Whether a tenant may not have as many jobs in training as it wants."""
+        return self.of(tenant).jobs is not None
+
     def allows(self, tenant: str, jobs: int) -> bool:
         """Whether one more job may be trained beside so many. Who may have none at all is let through, to be told."""
         most = self.of(tenant).jobs

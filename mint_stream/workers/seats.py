@@ -94,7 +94,8 @@ class Seats:
     def _next(self, allowed: Allowed) -> str | None:
         """Of jobs whose tenants have equally few seats, the most urgent one; of equals the one that waited longest."""
         seats = self._held()
-        candidates = [job for job in self._line.values() if allowed(job.tenant, seats[job.tenant])]
+        may = {tenant for tenant in {job.tenant for job in self._line.values()} if allowed(tenant, seats[tenant])}
+        candidates = (job for job in self._line.values() if job.tenant in may)
         chosen = min(candidates, key=lambda job: (seats[job.tenant], -self._urgency(job)), default=None)
         return chosen.job_id if chosen else None
 

@@ -135,6 +135,7 @@ async def test_every_option_is_in_the_record_that_trainers_read(command: Command
         "--publish-every": 4,
         "--checkpoint-every": 3,
         "--priority": -2,
+        "--tenant": "acme",
         "--rule": "auto",
     }
     flat = [part for option in options.items() for part in option]
@@ -156,7 +157,7 @@ async def test_every_option_is_in_the_record_that_trainers_read(command: Command
     assert (lora.rank, lora.alpha, lora.dropout, lora.use_rslora, lora.target_modules) == (5, 9.0, 0.25, True, ("q_proj", "v_proj"))
     assert (job.method, how.dpo_beta) == ("dpo", 0.3)
     assert (job.seed, job.parent, job.publish_every_steps, job.checkpoint_every_steps, job.promotion) == (6, 2, 4, 3, "auto")
-    assert job.priority == -2
+    assert (job.priority, job.tenant) == (-2, "acme")
 
 
 async def test_a_local_dataset_travels_through_the_store_and_a_uri_stays_as_it_is(command: Command, tmp_path, dataset: str):

@@ -35,13 +35,13 @@ async def digest(system: TrainingSystem, adapter_id: str) -> str:
 
 
 async def test_a_paused_job_gives_its_seat_back_and_resumes_in_the_bits_of_an_unbroken_one(system: TrainingSystem, name: str) -> None:
-    settings = {"steps": 60, "weight_decay": 0.1}
+    settings = {"steps": 200, "weight_decay": 0.1}
     async with system.trainer(max_jobs=1) as role:
         await system.submit(system.job(name, name, hyperparameters=settings, checkpoint_every_steps=1000))
         await system.heard(name, lambda event: event.step > 0)
         await system.control(name, "pause")
         parked = await system.heard(name, paused)
-        assert (parked.reason, parked.parked and parked.parked.job.job_id) == ("paused by ann: enough", name) and 0 < parked.step < 60
+        assert (parked.reason, parked.parked and parked.parked.job.job_id) == ("paused by ann: enough", name) and 0 < parked.step < 200
         await system.submit(system.job(f"{name}-whole", f"{name}-whole", hyperparameters=settings))
         assert (await system.ended(f"{name}-whole")).state == "succeeded", "it has the only seat"
         assert role.status("ready").running == role.status("ready").waiting == 0
@@ -61,6 +61,9 @@ async def test_a_paused_job_holds_up_neither_its_partition_nor_its_adapter(syste
         await system.heard(name, lambda event: event.step > 0)
         await system.control(name, "pause")
         assert (await system.ended(f"{name}-next")).state == "succeeded"
+        await system.submit(system.job(name, name, hyperparameters={"steps": 1_000_000}))  # the same again starts nothing
+        await system.submit(system.job(f"{name}-third", name, hyperparameters={"steps": 1}))
+        assert (await system.ended(f"{name}-third")).state == "succeeded"
     assert await committed_to_the_end(system)
     async with system.trainer(worker_id="another"):
         await system.cancel(name)

@@ -30,6 +30,8 @@ def test_a_job_may_send_as_many_tokens_as_its_tenants_quota_says(tenant: str, to
 
 def test_without_quotas_there_is_no_limit() -> None:
     assert Quotas().allows("anybody", 10**6) and Quotas().of("anybody") == Quota()
+    assert [QUOTAS.limits(tenant) for tenant in ("acme", "banned", "stranger")] == [True] * 3
+    assert not Quotas().limits("anybody") and not Quotas({"acme": Quota(tokens=5)}).limits("acme")
 
 
 def refused(ask: Callable[[], None]) -> bool:
