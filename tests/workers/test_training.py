@@ -23,9 +23,9 @@ from mint_stream.bus.partitioner import murmur2_partition
 from mint_stream.bus.producer import BROKER_LIMIT_BYTES, Outgoing
 from mint_stream.bus.seating import Claim, seats
 from mint_stream.errors import DeviceLost, EngineFailed
+from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.training import LoraSettings, TrainingJob
 from mint_stream.model.base import ResidentBase
-from mint_stream.settings import Settings
 from mint_stream.store.files import file_path
 from mint_stream.trainer.run import TrainingRun
 from mint_stream.trainer.trainer import Outcome, Trainer
@@ -318,15 +318,13 @@ class OddTrainer:
 class LosesItsDevice(TrainRole):
     """From its first step on nothing can be computed any more, as after a CUDA error."""
 
-    async def _loaded(self, settings: Settings) -> ResidentBase:
-        base = await super()._loaded(settings)
-
+    def _equipped(self, base: ResidentBase, founder: PoolBase) -> tuple[Trainer, Workshop]:
         def after(effect: str) -> None:
             if effect == "stepped":
                 base.model.get_decoder().norm.weight.data = torch.zeros(3)
 
         self._after = after
-        return base
+        return super()._equipped(base, founder)
 
 
 async def test_a_job_whose_torch_fails_ends_alone_and_its_trainer_goes_on(system: TrainingSystem, name: str) -> None:
