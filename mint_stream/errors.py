@@ -7,7 +7,7 @@
     │   ├── BaseMismatch · PositionNotReached · ReplyTopicRefused · CommandRejected · UnknownJob · ControlRefused · QuotaExceeded
     │   └── InvalidAdapter · InvalidDataset · InvalidJob · InvalidRule · UriNotAllowed · CorruptObject · TrainingDiverged · PoisonRecord
     ├── Retry    something outside failed: the same call may succeed later
-    │   └── StoreUnavailable · BusUnavailable · OwnershipLost · ReplyTimeout · AdapterNotLoaded
+    │   └── StoreUnavailable · BusUnavailable · OwnershipLost · ReplyTimeout · AdapterNotLoaded · NoRollouts
     └── Stop     this process must not go on: a person has to act
         └── TopicMismatch · BaseConflict · BaseUnusable · InvalidSettings · MissingJava · PortTaken · DownloadCorrupt
             · BrokerFailed · StoreUnsuitable · EngineFailed · DeviceLost · MissingExtra · AccessRefused
@@ -171,6 +171,10 @@ class ReplyTimeout(Retry):
 
 class AdapterNotLoaded(Retry):
     """This worker has no room for a revision that may be good: another one, or this one later, can serve it."""
+
+
+class NoRollouts(Retry):
+    """Of all answers that a training step was to learn from, none came."""
 
 
 class TopicMismatch(Stop):

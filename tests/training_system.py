@@ -2,6 +2,7 @@
 
 async with TrainingSystem(home) as system:      broker, topics, registrar, readers
     async with system.trainer():                a train role in this process
+    async with system.serving():                a serve role beside it, which draws rollouts
         await system.submit(job); await system.ended(job_id)
 """
 
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 from mint_stream import contracts
 from mint_stream.app.provisioned import topics
+from mint_stream.app.serve import ServeRole
 from mint_stream.app.train import TrainRole, nothing
 from mint_stream.app.workplace import Workplace
 from mint_stream.bus import provision
@@ -95,6 +97,20 @@ class TrainingSystem:
             role = kind(settings, self.connection, Metrics(), workplace, after)
             await role.start()
             self.training = working = asyncio.create_task(role.run())
+            try:
+                yield role
+            finally:
+                await role.drain()
+                await working
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[ServeRole]:
+        """A serve role of the pool that is drained at the end."""
+        settings = self.settings.model_copy(update={"serving": self.settings.serving.model_copy(update={"context_tokens": 256})})
+        with Workplace(settings.home, "serve") as workplace:
+            role = ServeRole(settings, self.connection, Metrics(), workplace)
+            await role.start()
+            working = asyncio.create_task(role.run())
             try:
                 yield role
             finally:

@@ -19,11 +19,12 @@ from mint_stream.messages.fleet import WorkerState, WorkerStatus
 from mint_stream.metrics import Metrics
 from mint_stream.settings import Settings
 from mint_stream.store import read_uri
-from mint_stream.workers.asking import Asking, AskingLimits
+from mint_stream.workers.asking import Asking
 from mint_stream.workers.canary_counts import CanaryCounts
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.commands import Commands
 from mint_stream.workers.evaluation import After, Evaluator, Patience
+from mint_stream.workers.insisting import AskingLimits, Insisting
 from mint_stream.workers.measuring import Measuring
 from mint_stream.workers.open_trials import OpenTrials
 
@@ -114,7 +115,7 @@ class EvaluateRole:
 
     def _measuring(self, replies: RequestReply) -> Measuring:
         limits = self._settings.evaluation
-        return Measuring(Asking(replies, AskingLimits(limits.requests_at_once, limits.request_timeout_s)), self._read)
+        return Measuring(Asking(Insisting(replies, AskingLimits(limits.requests_at_once, limits.request_timeout_s))), self._read)
 
     def _read(self, uri: str) -> bytes:
         store = self._settings.store

@@ -18,6 +18,7 @@ from mint_stream.bus.connection import Connection
 from mint_stream.bus.dead_letters import DeadLetters
 from mint_stream.bus.intake import Intake, IntakeLimits
 from mint_stream.bus.producer import Producer
+from mint_stream.bus.requests import RequestReply
 from mint_stream.client.connect import connection_from
 from mint_stream.messages.fleet import PoolBase, WorkerState, WorkerStatus
 from mint_stream.metrics import Metrics
@@ -29,6 +30,7 @@ from mint_stream.trainer.trainer import Trainer
 from mint_stream.trainer.workshop import Workshop
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.commands import Commands
+from mint_stream.workers.insisting import AskingLimits, Insisting
 from mint_stream.workers.job_log import JobLog
 from mint_stream.workers.job_runner import JobRunner, TrainingBus, TrainingRoom, TrainingTerms
 from mint_stream.workers.parking import Parking
@@ -36,6 +38,7 @@ from mint_stream.workers.pass_loop import PassLoop
 from mint_stream.workers.pools import found_pool
 from mint_stream.workers.publishing import After
 from mint_stream.workers.quotas import Quota, Quotas
+from mint_stream.workers.rollouts import Policies, Rollouts
 from mint_stream.workers.seats import Seats
 from mint_stream.workers.torch_thread import TorchThread
 from mint_stream.workers.training import TrainingWorker
@@ -43,6 +46,8 @@ from mint_stream.workers.training import TrainingWorker
 QUEUED_JOBS = 256
 SHOP_THREADS = 4
 """Prepare jobs and write checkpoints beside the passes; most of that is waiting for the store."""
+ROLLOUTS = AskingLimits(at_once=128, silences=3)
+"""Of all jobs together: as many as keep a few serving workers busy."""
 TAKEOVERS_BEFORE_SUSPECT = 20
 """A job outlives many workers: machines are reclaimed and restarted under it, and each time it goes on from its checkpoint."""
 
@@ -149,19 +154,21 @@ class TrainRole:
         copy = current_catalog(self._connection, self._workplace.path / "catalog", self._topics["adapter-revisions"])
         catalog, catalog_reader = await self._parts.enter_async_context(copy)
         commands, log = Commands(self._connection, producer), JobLog(self._connection)
-        for part in (commands, log):
+        replies = RequestReply(self._connection, producer)
+        for part in (commands, log, replies):
             await part.start()
             self._parts.push_async_callback(part.stop)
         terms = TrainingTerms(
             self._workplace.worker_id, pool, settings.training.heartbeat_s, settings.training.silence_s, quotas=quotas(settings)
         )
-        bus = TrainingBus(producer, commands, log, catalog, catalog_reader.caught_up)
+        rollouts = Rollouts(Insisting(replies, ROLLOUTS), Policies(catalog, catalog_reader.caught_up, pool))
+        bus = TrainingBus(producer, commands, log, catalog, catalog_reader.caught_up, rollouts)
         runner = JobRunner(bus, room, terms, self._metrics, self._after)
         limits = IntakeLimits(max_records=QUEUED_JOBS, takeovers_before_suspect=TAKEOVERS_BEFORE_SUSPECT)
         group, jobs = f"train-{pool}", contracts.TRAINING_JOBS.name(pool)
         intake = Intake(self._connection, [jobs], group, DeadLetters(producer), limits, self._workplace.seat())
         self._worker = TrainingWorker(intake, runner, producer, self._topics["training-jobs"], terms, self._after)
         parking = Parking(log, producer, pool, self._worker.owns, terms.heartbeat_s)
-        self._readers = (catalog_reader, commands, log, parking)
+        self._readers = (catalog_reader, commands, log, replies, parking)
         await intake.start()
         self._parts.push_async_callback(intake.stop)

@@ -5,10 +5,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from mint_stream.messages.adapters import PromotionRule, RevisionNumber
+from mint_stream.messages.gates import GraderName
 from mint_stream.messages.record import Record
 from mint_stream.messages.shared import MESSAGE_CHARACTERS, EpochMs, ErrorBody, Id, Name, Reason
 
-Method = Literal["sft", "dpo"]
+Method = Literal["sft", "dpo", "grpo"]
+
+MOST_ROLLOUTS = 8192
+"""Of a step."""
 
 
 class LoraSettings(Record):
@@ -42,6 +46,22 @@ class Hyperparameters(Record):
     """How much a preference outweighs staying near the job's start; dpo only."""
 
 
+class RolloutTerms(Record):
+    """How a policy draws the answers it learns from, and who judges them; grpo only."""
+
+    grader: GraderName
+    """Scores an answer in [0, 1]; see promotion.graders."""
+    loss: Literal["importance_sampling", "ppo", "cispo"] = "ppo"
+    group_size: int = Field(default=8, ge=2, le=1024)
+    """Answers to each question. An answer's advantage is its score less the group's mean, in standard deviations of the group."""
+    max_tokens: int = Field(default=64, ge=1, le=8192)
+    """Of each answer."""
+    temperature: float = Field(default=1.0, gt=0, le=10)
+    """Ratios of probabilities compare revisions, at temperature 1, whatever answers are drawn at."""
+    max_staleness: int = Field(default=0, ge=0, le=1000)
+    """Answers are drawn by the newest revision but this many, so that they can be drawn while others are learned from."""
+
+
 class TrainingJob(Record):
     """Train an adapter and publish it: one record of `training-jobs-<pool>` is one job."""
 
@@ -49,11 +69,15 @@ class TrainingJob(Record):
     tenant: Name = "default"
     adapter_id: Name
     method: Method = "sft"
-    """sft learns what its lines say; dpo learns to prefer the chosen answer to the rejected one, compared with the job's start."""
+    """sft learns what its lines say; dpo learns to prefer the chosen answer to the rejected one, compared with the job's start; grpo
+    learns from answers that the serving pool draws from the job's own revisions, by how a grader scores them."""
     dataset_uri: str = Field(max_length=4096)
-    """JSON lines, for sft `{"messages": [...]}` or `{"prompt": ..., "completion": ...}`, for dpo messages or prompt, chosen, rejected."""
+    """JSON lines, for sft `{"messages": [...]}` or `{"prompt": ..., "completion": ...}`, for dpo messages or prompt, chosen, rejected,
+    for grpo messages or prompt, answer, which the grader reads."""
     lora: LoraSettings = LoraSettings()
     hyperparameters: Hyperparameters
+    rollouts: RolloutTerms | None = None
+    """grpo has to have them; `batch_size` of the hyperparameters counts questions."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     parent: RevisionNumber | None = None
     """The revision to go on from; None starts fresh (B = 0)."""
@@ -70,6 +94,19 @@ class TrainingJob(Record):
     def _warm_up_ends(self) -> Self:
         if self.hyperparameters.warmup_steps >= self.hyperparameters.steps:
             raise ValueError("warmup_steps must be less than steps")
+        return self
+
+    @model_validator(mode="after")
+    def _draws_what_it_learns_from(self) -> Self:
+        if (self.method == "grpo") != (self.rollouts is not None):
+            raise ValueError("method grpo and rollouts go together: they name the grader")
+        if self.rollouts is None:
+            return self
+        if self.publish_every_steps is None:
+            raise ValueError("grpo draws from the job's own revisions: give publish_every_steps")
+        drawn = self.hyperparameters.batch_size * self.rollouts.group_size
+        if drawn > MOST_ROLLOUTS:
+            raise ValueError(f"batch_size x group_size is {drawn} rollouts a step; at most {MOST_ROLLOUTS} may be drawn")
         return self
 
 
@@ -102,6 +139,20 @@ JobState = Literal["queued", "claimed", "running", "paused", "publishing", "eval
 TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled", "rejected"})
 
 
+class RolloutFigures(Record):
+    """What a step of grpo learned from."""
+
+    number: RevisionNumber | None = None
+    """The revision that drew; None: the bare base, which a fresh adapter answers as until its first revision."""
+    staleness: int = Field(ge=0)
+    """Revisions that the job had published since that one when the step began."""
+    graded: int = Field(ge=1)
+    dropped: int = Field(ge=0)
+    """Answers that did not come, or came as an error."""
+    reward: float
+    """The mean score of those that were graded."""
+
+
 class TrainingEvent(Record):
     """A step in a job's life, or a heartbeat of its trainer (same state, same step)."""
 
@@ -118,6 +169,7 @@ class TrainingEvent(Record):
     grad_norm: float | None = None
     tokens_per_s: float | None = None
     eta_s: float | None = None
+    rollouts: RolloutFigures | None = None
     number: RevisionNumber | None = None
     """The revision a publish produced."""
     resumed: Literal["exact", "inexact"] | None = None

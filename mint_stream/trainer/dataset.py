@@ -2,8 +2,8 @@
 
 For `sft` a line is `{"messages": [...]}` (chat, through the tokenizer's own template; assistant turns are learned) or
 `{"prompt": ..., "completion": ...}` (plain text; the completion and an end-of-sequence token are learned). For `dpo` it is
-`{"messages" or "prompt": ..., "chosen": ..., "rejected": ...}`: two answers, of which the first is preferred. A dataset is read whole
-before anything starts: the first line that cannot be used raises InvalidDataset with its number.
+`{"messages" or "prompt": ..., "chosen": ..., "rejected": ...}`: two answers, of which the first is preferred. For `grpo` see
+questions.py. A dataset is read whole before anything starts: the first line that cannot be used raises InvalidDataset with its number.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from mint_stream.errors import InvalidDataset
 from mint_stream.messages.inference import ChatMessage
 from mint_stream.messages.record import Record
 from mint_stream.messages.training import Method
-from mint_stream.trainer.examples import Example, Learnable, Preference
+from mint_stream.trainer.examples import Example, Learnable, Preference, Question
 
 TooLong = Literal["refuse", "truncate"]
 
@@ -75,10 +75,20 @@ METHOD_LINES: dict[Method, tuple[type[Line], type[Line], str]] = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples of a job, whole and valid, and the digest of the bytes they came from."""
+    """The examples of a job, whole and valid, and the digest of the bytes they came from; questions instead, where answers are drawn."""
 
     examples: tuple[Learnable, ...]
     digest: str
+    questions: tuple[Question, ...] = ()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest line."""
+        return max(one.length for one in (*self.examples, *self.questions))
+
+    def __len__(self) -> int:
+        """Lines."""
+        return len(self.examples) + len(self.questions)
 
 
 def read_dataset(
@@ -176,8 +186,8 @@ def _turns(line: ChatLine, tokenizer: ChatTokenizer) -> list[tuple[str, bool]]:
     pieces: list[tuple[str, bool]] = []
     seen = ""
     for turn in turns:
-        before = _render(line.messages[:turn], tokenizer, ask=True)
-        after = _render(line.messages[: turn + 1], tokenizer, ask=False)
+        before = rendered(line.messages[:turn], tokenizer, ask=True)
+        after = rendered(line.messages[: turn + 1], tokenizer, ask=False)
         if not (before.startswith(seen) and after.startswith(before)):
             raise InvalidDataset(f"messages.{turn}: the chat template rewrites earlier turns; give one assistant turn a line, the last")
         pieces += [(before[len(seen) :], False), (after[len(before) :], True)]
@@ -185,7 +195,8 @@ def _turns(line: ChatLine, tokenizer: ChatTokenizer) -> list[tuple[str, bool]]:
     return pieces
 
 
-def _render(messages: Sequence[ChatMessage], tokenizer: ChatTokenizer, ask: bool) -> str:
+def rendered(messages: Sequence[ChatMessage], tokenizer: ChatTokenizer, ask: bool) -> str:
+    """The conversation as text, `ask`: up to where the assistant's next turn begins. Raises InvalidDataset."""
     try:
         return tokenizer.apply_chat_template([message.model_dump() for message in messages], tokenize=False, add_generation_prompt=ask)
     except jinja2.TemplateError as error:

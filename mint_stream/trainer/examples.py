@@ -6,6 +6,7 @@ Every kind has `sequences` (what goes through the base), `length` (their tokens)
 from dataclasses import dataclass
 
 from mint_stream.errors import InvalidDataset
+from mint_stream.promotion.items import Item
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,15 @@ class Rollout(Example):
         lengths = [len(part) for part in (self.tokens, self.weights, self.behaviour, self.advantages)]
         if len(set(lengths)) != 1 or not self.tokens or self.weights[0]:
             raise InvalidDataset(f"a rollout has as many tokens, weights, log-probabilities and advantages, the first weight 0: {lengths}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as serving sees it, the item it belongs to, and how long it is with its longest answer, in tokens."""
+
+    tokens: tuple[int, ...]
+    item: Item
+    length: int
 
 
 @dataclass(frozen=True)

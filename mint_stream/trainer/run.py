@@ -12,7 +12,7 @@ from mint_stream.errors import TrainingDiverged
 from mint_stream.kernels import Dropout, LoraWeights
 from mint_stream.messages.training import TrainingJob
 from mint_stream.trainer.dataset import Dataset
-from mint_stream.trainer.examples import Learnable, Preference
+from mint_stream.trainer.examples import Learnable, Preference, Question
 from mint_stream.trainer.loss_scale import LossScale
 from mint_stream.trainer.objectives import Task
 from mint_stream.trainer.optimizer import AdapterOptimizer, FlatAdapter
@@ -68,26 +68,26 @@ class TrainingRun:
         """Optimizer steps made."""
         self.cursor = cursor
         """Examples seen."""
-        self.method: str = job.method
+        self.method: str = job.rollouts.loss if job.rollouts else job.method
         """How examples are judged: the job's own, or a policy loss where rollouts are given to `begin`."""
         self.start: Mapping[str, LoraWeights] | None = None
         """The adapter of the parent that DPO compares with; None is the bare base, which is what a fresh adapter answers as."""
         self.references: dict[Preference, tuple[float, float]] = {}
         """Summed log-probabilities (chosen, rejected) at the job's start, of the pairs seen so far."""
         self.scale = LossScale.of(adapter.dtype)
-        self._order = DataOrder(job.seed, len(dataset.examples))
+        self._order = DataOrder(job.seed, len(dataset))
         self._still = None if job.lora.dropout else adapter.lora_weights(lambda _path: None)
         self._begun: _Step | None = None
 
     @property
     def planned_tokens(self) -> int:
-        """What all steps of the job together send through the base; 0 for a dataset without examples, which nobody knows it of."""
-        lengths = [example.length for example in self.dataset.examples]
+        """What all steps of the job together send through the base, or may where answers are drawn; 0 for a dataset without lines."""
+        lengths = [one.length for one in (*self.dataset.examples, *self.dataset.questions)]
         if not lengths:
             return 0
-        settings = self.job.hyperparameters
+        settings, drawn = self.job.hyperparameters, self.job.rollouts.group_size if self.job.rollouts else 1
         epochs, rest = divmod(settings.steps * settings.batch_size, len(lengths))
-        return epochs * sum(lengths) + sum(lengths[number] for number in self._order.batch(epochs * len(lengths), rest))
+        return drawn * (epochs * sum(lengths) + sum(lengths[number] for number in self._order.batch(epochs * len(lengths), rest)))
 
     @property
     def done(self) -> bool:
@@ -98,6 +98,11 @@ class TrainingRun:
         """The next batch, cut by the job's own settings alone."""
         settings = self.job.hyperparameters
         return self._cut([self.dataset.examples[number] for number in self._order.batch(self.cursor, settings.batch_size)])
+
+    def questions(self, step: int) -> tuple[Question, ...]:
+        """What is asked for step `step` (steps made before it)."""
+        size = self.job.hyperparameters.batch_size
+        return tuple(self.dataset.questions[number] for number in self._order.batch(step * size, size))
 
     def begin(self, examples: Sequence[Learnable] | None = None) -> None:
         """Begin a step, of these examples or of the dataset's next ones."""

@@ -23,6 +23,7 @@ from mint_stream.trainer.dataset import Dataset, read_dataset
 from mint_stream.trainer.fingerprint import code_version, numeric_fingerprint
 from mint_stream.trainer.loss_scale import LossScale
 from mint_stream.trainer.optimizer import FlatAdapter
+from mint_stream.trainer.questions import read_questions
 from mint_stream.trainer.run import StepReport, TrainingRun
 
 ReadDataset = Callable[[str], bytes]
@@ -167,9 +168,9 @@ class Workshop:
 
     def _check_pieces(self, job: TrainingJob, dataset: Dataset) -> None:
         """A pass holds all activations of its tokens, so a job that would need a larger one than this trainer makes is refused."""
-        longest = max(example.length for example in dataset.examples)
-        asked = job.hyperparameters.micro_batch_tokens
-        largest = max(longest, min(asked, longest * job.hyperparameters.batch_size))
+        longest, asked = dataset.longest, job.hyperparameters.micro_batch_tokens
+        batch = job.hyperparameters.batch_size * (job.rollouts.group_size if job.rollouts else 1)
+        largest = max(longest, min(asked, longest * batch))
         if largest > self._most_tokens:
             raise InvalidJob(
                 f"job {job.job_id}: pieces of {largest} tokens (longest example {longest}, micro_batch_tokens {asked}) exceed the "
@@ -186,6 +187,8 @@ class Workshop:
         except InvalidRequest as error:
             raise InvalidDataset(f"job {job.job_id}: {error}") from error
         with self._reading:  # the tokenizer is one for all
+            if job.rollouts is not None:
+                return read_questions(text, self._base.tokenizer, settings.max_length_tokens, job.rollouts.max_tokens)
             return read_dataset(text, self._base.tokenizer, settings.max_length_tokens, settings.too_long, job.method)
 
     def _fresh(self, job: TrainingJob) -> AdapterWeights:

@@ -23,6 +23,7 @@ from mint_stream.errors import (
     DeviceLost,
     EngineFailed,
     MintError,
+    NoRollouts,
     OwnershipLost,
     Reject,
     RevisionQuarantined,
@@ -31,7 +32,7 @@ from mint_stream.errors import (
     UnknownRevision,
 )
 from mint_stream.messages.adapters import Revision
-from mint_stream.messages.training import PARKED_BYTES, TERMINAL, JobState, ParkedJob, TrainingJob
+from mint_stream.messages.training import PARKED_BYTES, TERMINAL, JobState, ParkedJob, RolloutFigures, TrainingJob
 from mint_stream.metrics import Metrics
 from mint_stream.trainer.run import StepReport
 from mint_stream.trainer.workshop import Work, Workshop
@@ -43,8 +44,9 @@ from mint_stream.workers.job_report import JobReport, Progress, obituary
 from mint_stream.workers.pass_loop import PassLoop
 from mint_stream.workers.publishing import After, Publishing, checkpoint_due, publish_due
 from mint_stream.workers.quotas import Quotas
+from mint_stream.workers.rollouts import Rollouts
 from mint_stream.workers.seats import Applicant, Seats
-from mint_stream.workers.torch_thread import Pause, TorchThread
+from mint_stream.workers.torch_thread import Pause, TorchThread, attended
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class TrainingBus:
     catalog: Catalog
     catalog_current: Callable[[], Awaitable[None]]
     """Waits until the catalog has everything that was announced before."""
+    rollouts: Rollouts
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ class JobRunner:
             self._give_up_seat(job)
             await self._wait_for_store(job)
             return False
-        except (Reject, EngineFailed) as error:
+        except (Reject, EngineFailed, NoRollouts) as error:
             if isinstance(error, EngineFailed):
                 await self._prove(report)
             await self._end(report, error)
@@ -225,6 +228,7 @@ class JobRunner:
         self._check_stopping(job)
         work = await self._shop.run(self._workshop.prepare, job, await self._parent(job))
         self._terms.quotas.check_tokens(job, work.run.planned_tokens)
+        await self._bus.rollouts.check(work.run)
         self._check(job, report)
         report.attempt = await self._claims.take(job)
         await report.say("claimed")
@@ -271,13 +275,15 @@ class JobRunner:
         await report.say("running", resumed=found.resumed)
         return found
 
-    def _pausing(self, job: TrainingJob, report: JobReport) -> Pause:
-        """How a job that has its claim waits for the store: its heart beats on, and whatever else may end it does."""
+    def _pausing(self, job: TrainingJob, report: JobReport, between_steps: Work | None = None) -> Pause:
+        """How a job that has its claim waits: its heart beats on, and whatever else may end it does; a pause only between steps."""
 
         async def pause(wait_s: float) -> None:
             until_s = time.monotonic() + wait_s
             while (left_s := until_s - time.monotonic()) > 0:
                 self._check(job, report)
+                if between_steps is not None:
+                    await self._check_paused(between_steps, report, self._pausing(job, report))
                 await self._bus.log.moved(min(self._terms.heartbeat_s, left_s))
 
         return pause
@@ -292,21 +298,23 @@ class JobRunner:
     async def _steps(self, work: Work, report: JobReport) -> int | None:
         run, job = work.run, work.run.job
         pause = self._pausing(job, report)
-        progress = Progress(job.hyperparameters.steps, self._terms.progress_s)
+        progress = Progress(job.hyperparameters.steps, self._terms.progress_s if job.rollouts is None else 0.0)
         number = await self._publishing.publish(work, report, pause, saved=True) if run.step and publish_due(job, run.step) else None
-        while not run.done:
-            self._check(job, report)
-            await self._check_paused(work, report, pause)
-            made = await self._passes.step(run)
-            self._after("stepped")
-            report.step = run.step
-            self._count(work, made)
-            if told := progress.add(made):
-                await report.mention("running", **told)
-            if publish_due(job, run.step):
-                number = await self._publishing.publish(work, report, pause, saved=False)
-            elif checkpoint_due(job, run.step):
-                await self._publishing.save(work, report, pause)
+        async with self._bus.rollouts.of(run) as experience:
+            while not run.done:
+                self._check(job, report)
+                await self._check_paused(work, report, pause)
+                figures = await attended(experience.begin(), self._pausing(job, report, work)) if experience else None
+                made = await self._passes.step(run)
+                self._after("stepped")
+                report.step = run.step
+                self._count(work, made, figures)
+                if told := progress.add(made):
+                    await report.mention("running", **told, rollouts=figures)
+                if publish_due(job, run.step):
+                    number = await self._publishing.publish(work, report, pause, saved=False)
+                elif checkpoint_due(job, run.step):
+                    await self._publishing.save(work, report, pause)
         return number
 
     async def _prove(self, report: JobReport) -> None:
@@ -381,7 +389,9 @@ class JobRunner:
         if self._stopping:
             raise Released(job.job_id)
 
-    def _count(self, work: Work, made: StepReport) -> None:
+    def _count(self, work: Work, made: StepReport, figures: RolloutFigures | None) -> None:
         work.made(made)
+        if figures is not None:
+            work.metrics["reward"] = figures.reward
         self._metrics.training_steps_total.inc()
         self._metrics.training_tokens_total.inc(made.tokens)

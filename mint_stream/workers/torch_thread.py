@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from mint_stream.errors import EngineFailed, StoreUnavailable
 
@@ -44,3 +45,17 @@ class TorchThread:
                 log.warning("the store did not answer, again in %g s: %s", wait_s, error)
             await pause(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+async def attended(work: Coroutine[Any, Any, T], pause: Pause) -> T:
+    """What `work` gives or raises, or what `pause` raises meanwhile, which ends it."""
+    working, watching = asyncio.create_task(work), asyncio.ensure_future(pause(math.inf))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            await watching
+        return await working
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)

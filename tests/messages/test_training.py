@@ -9,7 +9,16 @@ from mint_stream.errors import InvalidRecord
 from mint_stream.messages.adapters import FileEntry, Manifest, head_key, revision_key
 from mint_stream.messages.fleet import WorkerStatus
 from mint_stream.messages.shared import TargetShape
-from mint_stream.messages.training import TERMINAL, Hyperparameters, JobState, LoraSettings, TrainingControl, TrainingEvent, TrainingJob
+from mint_stream.messages.training import (
+    TERMINAL,
+    Hyperparameters,
+    JobState,
+    LoraSettings,
+    RolloutTerms,
+    TrainingControl,
+    TrainingEvent,
+    TrainingJob,
+)
 
 
 def job(**changes: Any) -> TrainingJob:
@@ -30,6 +39,35 @@ def test_warming_up_ends_before_the_job_does(warmup: int, fits: bool) -> None:
         return
     with pytest.raises(ValidationError, match="warmup_steps must be less than steps"):
         job(hyperparameters=settings)
+
+
+DRAWN = {"method": "grpo", "rollouts": RolloutTerms(grader="exact-match"), "publish_every_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "sft"}, "go together"),
+        ({"rollouts": None}, "go together"),
+        ({"publish_every_steps": None}, "give publish_every_steps"),
+        ({"hyperparameters": {"steps": 1, "batch_size": 1025}}, "8200 rollouts a step"),
+    ],
+    ids=str,
+)
+def test_a_job_that_draws_what_it_learns_from_says_how_and_not_more_than_can_be(changes: dict[str, Any], words: str) -> None:
+    assert job(**DRAWN).rollouts == RolloutTerms(grader="exact-match")
+    with pytest.raises(ValidationError, match=words):
+        job(**DRAWN | changes)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"grader": "No Name"}, {"loss": "reinforce"}, {"group_size": 1}, {"max_tokens": 0}, {"temperature": 0}, {"max_staleness": -1}],
+    ids=str,
+)
+def test_rollouts_that_cannot_be_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        RolloutTerms(**{"grader": "exact-match"} | bad)
 
 
 @pytest.mark.parametrize(
