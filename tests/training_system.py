@@ -106,7 +106,7 @@ class TrainingSystem:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[ServeRole]:
         """A serve role of the pool that is drained at the end."""
-        settings = self.settings.model_copy(update={"serving": self.settings.serving.model_copy(update={"context_tokens": 256})})
+        settings = self.settings.model_copy(update={"serving": self.settings.serving.model_copy(update={"context_tokens": 128})})
         with Workplace(settings.home, "serve") as workplace:
             role = ServeRole(settings, self.connection, Metrics(), workplace)
             await role.start()
