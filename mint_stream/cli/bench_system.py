@@ -1,13 +1,16 @@
-"""`mint-stream bench handoff | rollback | routing | bus`: measurements of the whole system, on a broker and processes of its own."""
+"""`mint-stream bench handoff | rollback | routing | rl | bus`: measurements of the whole system, on a broker and processes of its own."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mint_stream.cli.options import AsJson, BaseName, Bootstrap, Home, settings_from
 from mint_stream.cli.output import print_json, print_table
+from mint_stream.messages.training import PolicyLoss
 
 system = typer.Typer()
 
@@ -86,6 +89,45 @@ def routing(
     )
     _print_percentiles(found, ("served_ms", "direct_ms"))
     return print_table((), [(f"stage, ms: {name}", f"{ms:.1f}") for name, ms in found["stages_ms"].items()])
+
+
+@system.command()
+def rl(
+    heldout: Annotated[int, typer.Option(min=2, help="Items the policy is judged by before and after; 128 to say it improved.")] = 160,
+    warmup_steps: Annotated[int, typer.Option(min=1, help="Steps of supervised warm-up.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that learn from graded answers.")] = 24,
+    questions: Annotated[int, typer.Option(min=1, help="Questions of a step.")] = 8,
+    group_size: Annotated[int, typer.Option(min=2, help="Answers to each.")] = 8,
+    rate: Annotated[float, typer.Option(help="Learning rate of those steps.")] = 2e-4,
+    loss: Annotated[PolicyLoss, typer.Option()] = "ppo",
+    max_staleness: Annotated[int, typer.Option(min=0, help="Revisions that answers may be behind.")] = 1,
+    data_only: Annotated[Path | None, typer.Option(help="Only write the data here, for `jobs submit`.")] = None,
+    base: BaseName = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a policy scores on held-out questions before and after it learned from graded answers of its own, all over Kafka."""
+    from mint_stream.bench.rl import Size, run
+    from mint_stream.bench.rl_data import write_data
+
+    if data_only is not None:
+        data = write_data(data_only, heldout)
+        return typer.echo(f"{data.warm_up_uri} for sft, {data.questions_uri} for grpo with grader exact-match")
+    size = Size(heldout=heldout, warmup_steps=warmup_steps, steps=steps, questions=questions, group_size=group_size, rate=rate)
+    found = asyncio.run(run(settings_from(base=base, home=home), replace(size, loss=loss, max_staleness=max_staleness)))
+    if as_json:
+        return print_json(found)
+    low, high = found["gain_interval_95"]
+    print_table(
+        (),
+        [
+            ("held-out items", found["n"]),
+            ("score before", f"{found['score_before']:.1%}"),
+            ("score after", f"{found['score_after']:.1%}"),
+            ("gain, 95 % of its mean over pairs", f"{low:+.1%} to {high:+.1%}"),
+        ],
+    )
+    return print_table((), [(f"seconds: {part}", f"{seconds:.0f}") for part, seconds in found["seconds"].items()])
 
 
 @system.command()

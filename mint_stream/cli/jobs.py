@@ -1,6 +1,7 @@
 """`mint-stream jobs`: submit training jobs, watch them, pause and cancel them, look back on them."""
 
 import getpass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +15,7 @@ from mint_stream.cli.running import ask
 from mint_stream.cli.watching import eta, watch_job
 from mint_stream.errors import InvalidJob
 from mint_stream.messages.adapters import PromotionRule
-from mint_stream.messages.training import Hyperparameters, LoraSettings, Method, TrainingEvent, TrainingJob
+from mint_stream.messages.training import Hyperparameters, LoraSettings, Method, PolicyLoss, RolloutTerms, TrainingEvent, TrainingJob
 from mint_stream.settings import Settings
 
 jobs = typer.Typer(no_args_is_help=True, help="Submit, watch, pause, resume, cancel, list and look back on training jobs.")
@@ -22,16 +23,25 @@ jobs = typer.Typer(no_args_is_help=True, help="Submit, watch, pause, resume, can
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 Why = Annotated[str, typer.Option("--reason", help="Why, for the job's history.")]
 Schedule = Literal["constant", "linear", "cosine"]
+METHODS = "sft: learn what the lines say; dpo: prefer `chosen` to `rejected`; grpo: learn from graded answers of its own."
+PUBLISHING = "Steps between revisions; default: one at the end, with grpo one a step, for they draw its answers."
+GRADERS = "Who scores answers; grpo has to have one: exact-match, contains, regex, reasoning-gym:TASK, or an installed one."
 
 
 @jobs.command()
 def submit(
     adapter_id: Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter to train.")],
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="JSON lines: a file, which is put into the store, or a uri.")],
-    method: Annotated[Method, typer.Option(help="sft: learn what the lines say; dpo: prefer `chosen` to `rejected`.")] = "sft",
+    method: Annotated[Method, typer.Option(help=METHODS)] = "sft",
     dpo_beta: Annotated[float, typer.Option(help="How much a preference outweighs staying near the start; dpo only.")] = 0.1,
+    grader: Annotated[str | None, typer.Option(help=GRADERS)] = None,
+    loss: Annotated[PolicyLoss, typer.Option(help="What turns advantages into a gradient; grpo only.")] = "ppo",
+    group_size: Annotated[int, typer.Option(min=2, help="Answers drawn to each question; grpo only.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of each answer; grpo only.")] = 64,
+    temperature: Annotated[float, typer.Option(help="Answers are drawn at; grpo only.")] = 1.0,
+    max_staleness: Annotated[int, typer.Option(min=0, help="Revisions that answers may be behind; grpo only.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Lines of a step: examples, pairs, or questions.")] = 8,
     learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr")] = 2e-4,
     warmup_steps: Annotated[int, typer.Option(min=0)] = 0,
     schedule: Annotated[Schedule, typer.Option()] = "linear",
@@ -43,7 +53,7 @@ def submit(
     max_length: Annotated[int, typer.Option(min=2, help="Longest example, in tokens.")] = 1024,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     parent: Annotated[int | None, typer.Option(min=1, help="Go on from this revision; default: start fresh.")] = None,
-    publish_every: Annotated[int | None, typer.Option(min=1, help="Steps between revisions; default: one at the end.")] = None,
+    publish_every: Annotated[int | None, typer.Option(min=1, help=PUBLISHING)] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
     tenant: Annotated[str, typer.Option(help="Whose job it is: turns and quotas are by tenant.")] = "default",
     priority: Annotated[int, typer.Option(min=-10, max=10, help="Higher is trained first where seats are short.")] = 0,
@@ -78,6 +88,8 @@ def submit(
         max_length_tokens=max_length,
         dpo_beta=dpo_beta,
     )
+    drawn = {"loss": loss, "group_size": group_size, "max_tokens": max_tokens, "temperature": temperature, "max_staleness": max_staleness}
+    rollouts = None if grader is None else made(RolloutTerms, InvalidJob, grader=grader, **drawn)
     job = made(
         TrainingJob,
         InvalidJob,
@@ -87,9 +99,10 @@ def submit(
         dataset_uri=dataset,
         lora=lora,
         hyperparameters=hyperparameters,
+        rollouts=rollouts,
         seed=seed,
         parent=parent,
-        publish_every_steps=publish_every,
+        publish_every_steps=publish_every or (1 if method == "grpo" else None),
         checkpoint_every_steps=checkpoint_every,
         tenant=tenant,
         priority=priority,
@@ -145,7 +158,7 @@ def logs(job_id: JobId, bootstrap: Bootstrap = None, as_json: AsJson = False) ->
             print_json(event)
     else:
         print_table(("at", "attempt", "state", "step", "loss", "eta", "revision", "why"), [_line(event) for event in events])
-        for line in curve([(event.step, event.loss) for event in events if event.loss is not None]):
+        for line in curve(_learned(events)):
             typer.echo(line)
     if not events:
         typer.echo(f"no trainer has said anything of job {job_id}", err=True)
@@ -181,6 +194,12 @@ def _requested(job_id: str, action: str, as_json: bool) -> None:
         print_json({"job_id": job_id, "action": action})
     else:
         typer.echo(f"job {job_id}: {action} requested")
+
+
+def _learned(events: Sequence[TrainingEvent]) -> list[tuple[float, float]]:
+    """The job's learning curve: its rewards, where it is graded, else its losses."""
+    rewards = [(float(event.step), event.rollouts.reward) for event in events if event.rollouts is not None]
+    return rewards or [(float(event.step), event.loss) for event in events if event.loss is not None]
 
 
 def _line(event: TrainingEvent) -> tuple[object, ...]:

@@ -60,6 +60,7 @@ def note_of(event: TrainingEvent) -> str:
     parts = [
         event.reason,
         None if event.loss is None else f"loss {event.loss:.4f}",
+        None if event.rollouts is None else f"reward {event.rollouts.reward:.3f}",
         None if event.tokens_per_s is None else f"{event.tokens_per_s:.0f} tokens/s",
         None if (left := eta(event)) is None else f"{left} left",
         None if event.number is None else f"revision {event.number}",

@@ -10,6 +10,7 @@ from mint_stream.messages.record import Record
 from mint_stream.messages.shared import MESSAGE_CHARACTERS, EpochMs, ErrorBody, Id, Name, Reason
 
 Method = Literal["sft", "dpo", "grpo"]
+PolicyLoss = Literal["importance_sampling", "ppo", "cispo"]
 
 MOST_ROLLOUTS = 8192
 """Of a step."""
@@ -51,7 +52,7 @@ class RolloutTerms(Record):
 
     grader: GraderName
     """Scores an answer in [0, 1]; see promotion.graders."""
-    loss: Literal["importance_sampling", "ppo", "cispo"] = "ppo"
+    loss: PolicyLoss = "ppo"
     group_size: int = Field(default=8, ge=2, le=1024)
     """Answers to each question. An answer's advantage is its score less the group's mean, in standard deviations of the group."""
     max_tokens: int = Field(default=64, ge=1, le=8192)

@@ -117,6 +117,27 @@ async def test_a_watched_job_that_does_not_succeed_fails_the_command(
     assert f" {end['state']} " in listed and ("error" not in end or listed.endswith(end["error"].message))
 
 
+async def test_a_graded_jobs_options_are_in_its_record_and_its_rewards_are_its_curve(
+    command: Command, connection: Connection, topic_prefix: str, dataset: str
+):
+    options = {"--grader": "regex", "--loss": "cispo", "--group-size": 4, "--max-tokens": 9, "--temperature": 0.7, "--max-staleness": 2}
+    flat = [part for option in options.items() for part in option]
+    learning = [
+        {"state": "running", "step": step, "loss": 7.0, "rollouts": {"staleness": 0, "graded": 8, "dropped": 0, "reward": reward}}
+        for step, reward in ((1, 0.25), (2, 0.75))
+    ]
+    async with talking_trainer(connection, topic_prefix, [*learning, {"state": "succeeded", "step": 2}]) as taken:
+        shown = await command("submit", "poet", dataset, "--method", "grpo", *flat, "--steps", 2, "--job-id", topic_prefix, "--watch")
+        refused = await command("submit", "poet", dataset, "--method", "grpo")
+        logs = await command("logs", topic_prefix)
+    assert shown.exit_code == 0, shown.output
+    (job,) = taken
+    assert (job.method, job.publish_every_steps) == ("grpo", 1) and job.rollouts is not None
+    assert list(job.rollouts.model_dump().values()) == ["regex", "cispo", 4, 9, 0.7, 2]
+    assert refused.exit_code != 0 and "method grpo and rollouts go together" in refused.output
+    assert any(line.lstrip().startswith("0.75") for line in logs.stdout.splitlines()), logs.stdout
+
+
 async def test_every_option_is_in_the_record_that_trainers_read(command: Command, connection: Connection, topic_prefix: str, dataset: str):
     options = {
         "--method": "dpo",

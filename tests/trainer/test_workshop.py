@@ -11,7 +11,7 @@ import torch
 from mint_stream.adapter import AdapterWeights
 from mint_stream.errors import BaseMismatch, CorruptObject, InvalidDataset, InvalidJob, TrainingDiverged, UriNotAllowed
 from mint_stream.messages.adapters import Revision
-from mint_stream.messages.training import Hyperparameters, LoraSettings, TrainingJob
+from mint_stream.messages.training import Hyperparameters, LoraSettings, RolloutTerms, TrainingJob
 from mint_stream.model.base import ResidentBase, load_base
 from mint_stream.model.forward import PackedModel
 from mint_stream.store import Store, read_uri
@@ -145,6 +145,26 @@ def test_the_tokens_of_a_whole_job_are_known_before_its_first_step(base: Any, ro
         assert isinstance(made, StepReport)
         sent += made.tokens
     assert planned == sent > 0
+
+
+def test_a_job_that_draws_its_answers_has_questions_to_ask_and_a_bound_on_its_tokens(base: Any, root: Path) -> None:
+    (root / "data" / "asked.jsonl").write_text("\n".join(json.dumps({"prompt": f"{n}?", "answer": str(n)}) for n in range(3)))
+    terms = {
+        "method": "grpo",
+        "publish_every_steps": 1,
+        "rollouts": RolloutTerms(grader="contains", group_size=4, max_tokens=5, loss="cispo"),
+    }
+    shop = workshop(base, root)
+    run = shop.prepare(job(root, file="asked.jsonl", hyperparameters={"steps": 6, "batch_size": 2}, **terms), None).run
+    assert (run.method, len(run.dataset), run.dataset.longest) == ("cispo", 3, 7)
+    assert run.planned_tokens == 6 * 2 * 4 * 7
+    asked = [question.item.answer for step in range(6) for question in run.questions(step)]
+    assert sorted(asked[:3]) == sorted(asked[3:6]) == ["0", "1", "2"], "each once an epoch"
+    with pytest.raises(InvalidDataset, match=r"item 1.* max_length_tokens 6"):
+        shop.prepare(job(root, file="asked.jsonl", hyperparameters={"max_length_tokens": 6}, **terms), None)
+    with pytest.raises(InvalidJob, match="pieces of 2051 tokens"):
+        long = terms["rollouts"].model_copy(update={"max_tokens": 2049})
+        shop.prepare(job(root, file="asked.jsonl", hyperparameters={"max_length_tokens": 2051}, **terms | {"rollouts": long}), None)
 
 
 def test_a_job_submitted_again_at_another_time_or_priority_is_the_same_job(base: Any, root: Path) -> None:

@@ -138,13 +138,17 @@ async def test_a_job_whose_grader_cannot_be_used_is_rejected_before_it_draws(sys
     assert asked == []
 
 
-async def test_while_a_job_waits_for_answers_the_others_train_and_it_can_be_cancelled(system: TrainingSystem, name: str) -> None:
+async def test_while_a_job_waits_for_answers_the_others_train_and_it_can_be_paused_and_cancelled(system: TrainingSystem, name: str) -> None:
     async with system.trainer():
         await system.submit(drawn(system, name))
         await system.heard(name, lambda event: event.state == "running")
         await system.submit(system.job(f"{name}-other", f"{name}-other"))
         assert (await system.ended(f"{name}-other")).state == "succeeded"
         assert told(system, name) == [], "nobody serves"
+        await system.control(name, "pause")
+        await system.heard(name, lambda event: event.state == "paused")
+        await system.control(name, "resume")
+        await system.heard(name, lambda event: event.state == "running" and event.attempt == 2)
         await system.cancel(name)
         assert (await system.ended(name)).state == "cancelled"
 
