@@ -11,8 +11,8 @@ from mint_stream.bus.connection import Connection
 from mint_stream.errors import AdapterNotLoaded, DeadlineExceeded, InvalidAdapter
 from mint_stream.messages.adapters import AdapterEvent
 from mint_stream.messages.gates import CanaryTerms
-from mint_stream.workers.asking import AskingLimits
 from mint_stream.workers.evaluation import Patience
+from mint_stream.workers.insisting import AskingLimits
 from tests.evaluation_ground import ITEMS, Evaluation, right
 from tests.scripted_pool import Said
 
