@@ -1,4 +1,4 @@
-"""README's blocks of the benchmarks of a whole system: hand-off, roll-back, routing and the bus."""
+"""README's blocks of the benchmarks of a whole system: hand-off, roll-back, routing, learning from grades and the bus."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -78,6 +78,23 @@ def _bus(found: Mapping[str, Any]) -> str:
     )
 
 
+def _rl(found: Mapping[str, Any]) -> str:
+    work, (low, high) = found["workload"], found["gain_interval_95"]
+    load = f"{work['steps']} steps of {work['questions']} x {work['group_size']} answers, loss {work['loss']}, rank {work['rank']}"
+    rows = [
+        ("after the supervised warm-up", f"{found['score_before']:.1%}"),
+        ("after learning from graded answers", f"{found['score_after']:.1%}"),
+        ("gain, 95 % interval over pairs", f"{found['gain']:+.1%} ({low:+.1%} to {high:+.1%})"),
+    ]
+    drawn, seconds = found["rollouts"], {part: f"{value:.0f} s" for part, value in found["seconds"].items()}
+    return _block(
+        f"`mint-stream bench rl`: {load}, on {machine_name(found['machine'])}:",
+        table((f"held-out items, n = {found['n']}, grader {work['grader']}", "score"), rows),
+        f"{drawn['graded']} answers were drawn by the serving worker and graded, {drawn['dropped']} dropped, none by a revision more than "
+        f"{max(found['staleness'])} behind. Warm-up {seconds['warm_up']}, learning {seconds['rl']}, all of it {seconds['total']}.",
+    )
+
+
 def _percentiles(name: str, found: Mapping[str, float]) -> tuple[str, ...]:
     return (name, f"{found['p50']:.0f}", f"{found['p99']:.0f}", f"{found['min']:.0f} to {found['max']:.0f}")
 
@@ -90,6 +107,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "handoff.json": _handoff,
     "rollback.json": _rollback,
     "routing.json": _routing,
+    "rl.json": _rl,
     "bus.json": _bus,
 }
 """By the file of a committed result."""

@@ -37,10 +37,10 @@ class Size:
     """How much of everything. The defaults fit ten minutes on two cores."""
 
     heldout: int = 160
-    warmup_steps: int = 8
+    warmup_steps: int = 12
     warmup_batch: int = 16
     warmup_rate: float = 5e-4
-    steps: int = 24
+    steps: int = 20
     questions: int = 8
     group_size: int = 8
     rate: float = 2e-4

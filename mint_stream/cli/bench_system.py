@@ -94,8 +94,8 @@ def routing(
 @system.command()
 def rl(
     heldout: Annotated[int, typer.Option(min=2, help="Items the policy is judged by before and after; 128 to say it improved.")] = 160,
-    warmup_steps: Annotated[int, typer.Option(min=1, help="Steps of supervised warm-up.")] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Steps that learn from graded answers.")] = 24,
+    warmup_steps: Annotated[int, typer.Option(min=1, help="Steps of supervised warm-up.")] = 12,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that learn from graded answers.")] = 20,
     questions: Annotated[int, typer.Option(min=1, help="Questions of a step.")] = 8,
     group_size: Annotated[int, typer.Option(min=2, help="Answers to each.")] = 8,
     rate: Annotated[float, typer.Option(help="Learning rate of those steps.")] = 2e-4,

@@ -64,6 +64,16 @@ SYSTEM: dict[str, dict[str, Any]] = {
         "share_of_latency": 0.042,
         "ratio_vs_full_checkpoint_server": 9.04,
     },
+    "rl.json": {
+        "workload": {"steps": 20, "questions": 8, "group_size": 8, "loss": "ppo", "rank": 4, "grader": "exact-match"},
+        "score_before": 0.5,
+        "score_after": 0.875,
+        "gain": 0.375,
+        "gain_interval_95": [0.25, 0.5],
+        "rollouts": {"graded": 1279, "dropped": 1},
+        "staleness": [0, 1, 1],
+        "seconds": {"warm_up": 60.0, "rl": 240.0, "total": 333.0},
+    },
     "bus.json": {
         "workload": {"requests": 100, "backlog": 100_000},
         "round_trip_ms": {"ours": SPREAD, "raw": SPREAD},
@@ -81,6 +91,10 @@ SYSTEM: dict[str, dict[str, Any]] = {
         ("handoff.json", ("21.0x", "3.0x", "first text at the client | 7")),
         ("rollback.json", ("every 20 ms", "| 100 | 200 | 90 to 210 |")),
         ("routing.json", ("4.2%", "9.0x", "1000.0 s against 1000.0 s")),
+        (
+            "rl.json",
+            ("| 50.0% |", "| 87.5% |", "+37.5% (+25.0% to +50.0%)", "1279 answers", "1 dropped", "more than 1 behind", "all of it 333 s"),
+        ),
         ("bus.json", ("1.31x", "60%", "100,000", "300 MiB", "302 at most")),
     ],
 )
