@@ -1,6 +1,7 @@
 """`mint-stream jobs`: submit training jobs, watch them, pause and cancel them, look back on them."""
 
 import getpass
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +19,11 @@ from mint_stream.messages.adapters import PromotionRule
 from mint_stream.messages.training import Hyperparameters, LoraSettings, Method, PolicyLoss, RolloutTerms, TrainingEvent, TrainingJob
 from mint_stream.settings import Settings
 
-jobs = typer.Typer(no_args_is_help=True, help="Submit, watch, pause, resume, cancel, list and look back on training jobs.")
+jobs = typer.Typer(no_args_is_help=True, help="Submit, watch, pause, resume, cancel, list, show and look back on training jobs.")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 Why = Annotated[str, typer.Option("--reason", help="Why, for the job's history.")]
+COLUMNS = ("job", "adapter", "state", "step", "loss", "eta", "revision", "why")
 Schedule = Literal["constant", "linear", "cosine"]
 METHODS = "sft: learn what the lines say; dpo: prefer `chosen` to `rejected`; grpo: learn from graded answers of its own."
 PUBLISHING = "Steps between revisions; default: one at the end, with grpo one a step, for they draw its answers."
@@ -165,13 +167,24 @@ def logs(job_id: JobId, bootstrap: Bootstrap = None, as_json: AsJson = False) ->
         raise typer.Exit(1)
 
 
+@jobs.command()
+def show(job_id: JobId, bootstrap: Bootstrap = None, as_json: AsJson = False) -> None:
+    """How a job stands now, and why."""
+    event = ask(settings_from(bootstrap), lambda client: client.job(job_id))
+    if as_json:
+        return print_json(event)
+    said_s = round(time.time() - event.at_ms / 1000)
+    about = (("tenant", event.tenant), ("attempt", event.attempt), ("trainer", event.worker_id), ("last sign of life", f"{said_s} s ago"))
+    return print_table((), [*zip(COLUMNS, _row(event), strict=True), ("tokens/s", event.tokens_per_s), *about])
+
+
 @jobs.command("list")
 def list_jobs(bootstrap: Bootstrap = None, as_json: AsJson = False) -> None:
     """The latest event of every job. A job no trainer has taken yet has none."""
     events = ask(settings_from(bootstrap), lambda client: client.jobs())
     if as_json:
         return print_json(events)
-    return print_table(("job", "adapter", "state", "step", "loss", "eta", "revision", "why"), [_row(event) for event in events])
+    return print_table(COLUMNS, [_row(event) for event in events])
 
 
 def uri_of(dataset: str, settings: Settings) -> str:

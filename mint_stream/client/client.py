@@ -166,6 +166,10 @@ class Client:
         """Everything said of a job up to now, its heartbeats left out; none of a job that nobody has taken."""
         return await self._readings.history(job_id)
 
+    async def job(self, job_id: str) -> TrainingEvent:
+        """How a job stands: its latest event, with what earlier ones told and it does not. Raises UnknownJob."""
+        return await self._readings.job_standing(job_id)
+
     async def jobs(self) -> tuple[TrainingEvent, ...]:
         """The latest event of every job, by the time it was said."""
         return await self._readings.jobs()

@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 from mint_stream import contracts
 from mint_stream.bus.table import LogRecord
 from mint_stream.client.controls import JobNow
 from mint_stream.client.feed import Feed, Place, read_to_end
 from mint_stream.client.history import AdapterThen, as_of
+from mint_stream.client.job_fold import after
 from mint_stream.client.listing import AdapterView, CatalogFold
 from mint_stream.client.partitions import Partitions, Since
-from mint_stream.errors import BaseUnusable, InvalidRecord, UnknownAdapter
+from mint_stream.errors import BaseUnusable, InvalidRecord, UnknownAdapter, UnknownJob
 from mint_stream.messages.adapters import AdapterEvent, decode_event
 from mint_stream.messages.fleet import PoolBase
 from mint_stream.messages.shared import CatalogPosition
@@ -36,8 +38,8 @@ class Readings:
 
         return Feed(self._partitions, Place(contracts.TRAINING_EVENTS.name(), job_id), decode, lambda event: event.terminal)
 
-    async def history(self, job_id: str) -> tuple[TrainingEvent, ...]:
-        """Everything said of a job up to now, heartbeats left out."""
+    async def history(self, job_id: str, heartbeats: bool = False) -> tuple[TrainingEvent, ...]:
+        """Everything said of a job up to now, heartbeats only where asked for."""
         said: list[TrainingEvent] = []
 
         def note(_: int, record: LogRecord) -> None:
@@ -45,7 +47,7 @@ class Readings:
                 said.append(TrainingEvent.decode(record.value))
 
         await self._fold(Place(contracts.TRAINING_EVENTS.name(), job_id), note)
-        return tuple(event for event in said if not event.heartbeat)
+        return tuple(event for event in said if heartbeats or not event.heartbeat)
 
     async def jobs(self) -> tuple[TrainingEvent, ...]:
         """The latest event of every job with the last loss, revision and (while it is trained) remaining time it reported, oldest first."""
@@ -53,15 +55,17 @@ class Readings:
 
         def note(_: int, record: LogRecord) -> None:
             event = TrainingEvent.decode(record.value)
-            known = latest.get(event.job_id, event)
-            if known.terminal and known is not event:
-                return  # a late word of somebody who did not know
-            carried = ("loss", "number", "eta_s") if event.state in ("running", "publishing") else ("loss", "number")
-            kept = {name: getattr(known, name) for name in carried if getattr(event, name) is None}
-            latest[event.job_id] = event.model_copy(update=kept)
+            latest[event.job_id] = after(latest.get(event.job_id), event)
 
         await self._fold(Place(contracts.TRAINING_EVENTS.name()), note)
         return tuple(sorted(latest.values(), key=lambda event: event.at_ms))
+
+    async def job_standing(self, job_id: str) -> TrainingEvent:
+        """How one job stands. Raises UnknownJob while nothing was said of it."""
+        said = await self.history(job_id, heartbeats=True)
+        if not said:
+            raise UnknownJob(f"no trainer has said anything of job {job_id}: `mint-stream jobs list` says which there are")
+        return reduce(after, said)
 
     async def job_now(self, job_id: str, pool: str) -> JobNow | None:
         """How a job stands; None for one that was never submitted to the pool, as far as the log reaches back."""

@@ -264,6 +264,11 @@ async def test_a_list_and_a_look_back_tell_how_long_a_job_takes_and_what_it_wait
         and "0:00:09" not in rows[waiting.job_id]
     )
     assert (await command("logs", waiting.job_id)).stdout.splitlines()[-1].endswith("paused by ann: night")
+    shown = {row.split()[0]: row.split()[-1] for row in (await command("show", running.job_id)).stdout.splitlines()}
+    assert (shown["state"], shown["eta"], shown["why"], shown["tenant"], shown["trainer"]) == ("running", "1:02:05", "-", "t", "w")
+    assert json.loads((await command("show", waiting.job_id, "--json")).stdout)["reason"] == "paused by ann: night"
+    stranger = await command("show", f"{topic_prefix}-stranger")
+    assert stranger.exit_code == 1 and stranger.stderr.startswith("error unknown-job: ")
 
 
 def test_a_watched_event_says_why_it_is_so_and_what_is_left() -> None:
