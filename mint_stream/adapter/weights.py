@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from mint_stream.adapter.parameters import separated, tensor_names
 from mint_stream.adapter.peft_config import CONFIG_FILE, PeftConfig
 from mint_stream.adapter.targets import LayerShape, check_layers, check_targets, grouped_targets
-from mint_stream.adapter.tensors import TensorFile, all_finite, read_tensors
+from mint_stream.adapter.tensors import TensorFile, all_finite, read_tensors, write_tensors
 from mint_stream.errors import InvalidAdapter
 from mint_stream.messages.record import canonical_json
 from mint_stream.messages.shared import TargetShape
@@ -105,7 +104,7 @@ class AdapterWeights:
 
     def to_peft(self) -> dict[str, bytes]:
         """The two files PEFT loads, by name. The same adapter always gives the same bytes."""
-        return {CONFIG_FILE: canonical_json(self.config), TENSORS_FILE: safetensors.torch.save(self._tensors())}
+        return {CONFIG_FILE: canonical_json(self.config), TENSORS_FILE: write_tensors(self._tensors())}
 
     @cached_property
     def digest(self) -> str:

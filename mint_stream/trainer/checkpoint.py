@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mint_stream.adapter import AdapterWeights
+from mint_stream.adapter.tensors import write_tensors
 from mint_stream.errors import CorruptObject, InvalidJob, InvalidRecord
 from mint_stream.messages.adapters import FileEntry
 from mint_stream.messages.record import Record
@@ -109,7 +110,7 @@ class Checkpoints:
 
     def write(self, manifest: CheckpointManifest, weights: AdapterWeights, moments: Mapping[str, Tensor]) -> CheckpointManifest:
         """Make a checkpoint durable, its manifest last, then remove all but the last ones of the job. `manifest.files` is filled in."""
-        files = weights.to_peft() | {OPTIMIZER: safetensors.torch.save(dict(moments))}
+        files = weights.to_peft() | {OPTIMIZER: write_tensors(moments)}
         whole = manifest.model_copy(update={"files": tuple(_entry(name, content) for name, content in sorted(files.items()))})
         for name, content in (*files.items(), (MANIFEST, whole.encode())):
             self._store.put_object(self._path(manifest.name, name), content)

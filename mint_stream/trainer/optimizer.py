@@ -63,8 +63,8 @@ class FlatAdapter:
 
     def weights(self) -> AdapterWeights:
         """A copy of the masters as an adapter on the CPU."""
-        flat = self.masters.detach().cpu().clone()
-        layers = {path: AdapterLayer(a.clone(), b.clone(), scaling) for path, (a, b, scaling) in self._slices(flat).items()}
+        flat = self.masters.detach().to("cpu", copy=True)
+        layers = {path: AdapterLayer(a, b, scaling) for path, (a, b, scaling) in self._slices(flat).items()}
         return AdapterWeights(layers=layers, config=self._config)
 
     def _slices(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor, float]]:
@@ -101,7 +101,7 @@ class AdapterOptimizer:
     def moments(self) -> dict[str, Tensor]:
         """`exp_avg`, `exp_avg_sq` (flat fp32, on the CPU) and `step` (a scalar): all that AdamW remembers. Empty before the first step."""
         state = self._adamw.state.get(self._adapter.masters, {})
-        return {name: state[name].detach().cpu().clone() for name in sorted(state)}
+        return {name: state[name].detach().to("cpu", copy=True) for name in sorted(state)}
 
     def restore(self, moments: Mapping[str, Tensor]) -> None:
         """Go on from `moments`. Raises CorruptObject when they do not belong to this adapter."""

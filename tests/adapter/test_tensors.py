@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint_stream.adapter.tensors import DTYPES, all_finite, read_tensors
+from mint_stream.adapter.tensors import DTYPES, all_finite, read_tensors, write_tensors
 from mint_stream.errors import InvalidAdapter
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -29,6 +29,19 @@ def test_it_reads_what_safetensors_wrote(table: dict[str, tuple[tuple[int, ...],
     assert found.finite and found.tensors.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert found.tensors[name].dtype == tensor.dtype and torch.equal(found.tensors[name], tensor)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=5), SHAPES, max_size=8))
+def test_it_writes_the_bytes_that_safetensors_writes(table: dict[str, tuple[int, ...]]) -> None:
+    numbers = torch.arange(1.0, 2000.0)
+    views = {name: numbers[place:][: torch.Size(shape).numel()].view(shape) for place, (name, shape) in enumerate(table.items())}
+    assert write_tensors(views) == safetensors.torch.save({name: tensor.clone() for name, tensor in views.items()})
+
+
+def test_what_is_not_fp32_is_not_written() -> None:
+    with pytest.raises(ValueError, match=r"x is torch\.bfloat16"):
+        write_tensors({"x": torch.ones(2, dtype=torch.bfloat16)})
 
 
 def test_a_payload_that_begins_where_its_numbers_may_not_is_moved() -> None:
