@@ -38,9 +38,10 @@ from mint_stream.workers.canary_tallies import CanaryTallies
 from mint_stream.workers.cancellations import Cancellations
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.completing import Completer, Identity
+from mint_stream.workers.following import previous_in
 from mint_stream.workers.interruptions import Interruptions
 from mint_stream.workers.lanes import Consequences, Lanes
-from mint_stream.workers.leasing import Leasing, previous_in
+from mint_stream.workers.leasing import Leasing
 from mint_stream.workers.quarantine import QuarantineReports
 from mint_stream.workers.serving import ServingWorker
 from mint_stream.workers.shares import TenantShares

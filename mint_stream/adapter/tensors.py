@@ -81,7 +81,7 @@ def write_tensors(tensors: Mapping[str, Tensor]) -> bytes:
 def _numbers(name: str, tensor: Tensor) -> memoryview:
     if tensor.dtype != torch.float32:
         raise ValueError(f"{name} is {tensor.dtype}: only fp32 is written")
-    return memoryview(tensor.numpy()).cast("B") if tensor.numel() else memoryview(b"")
+    return tensor.numpy().data.cast("B") if tensor.numel() else memoryview(b"")
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -18,8 +18,7 @@ from mint_stream.bus.dead_letters import DeadLetters
 from mint_stream.bus.intake import Intake
 from mint_stream.bus.producer import Producer
 from mint_stream.bus.table import LogReader
-from mint_stream.catalog import Catalog, Change
-from mint_stream.catalog.aliases import PREVIOUS, PRODUCTION
+from mint_stream.catalog import Catalog
 from mint_stream.client.connect import connection_from
 from mint_stream.engine.engine import Engine
 from mint_stream.messages.fleet import PoolBase, WorkerState, WorkerStatus
@@ -32,9 +31,10 @@ from mint_stream.workers.canary_tallies import CanaryTallies
 from mint_stream.workers.cancellations import Cancellations
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.completing import Completer, Identity
+from mint_stream.workers.following import follow, previous_in
 from mint_stream.workers.interruptions import Interruptions
 from mint_stream.workers.lanes import Consequences, Lanes
-from mint_stream.workers.leasing import Leasing, previous_in, production_in, revision_to_come
+from mint_stream.workers.leasing import Leasing
 from mint_stream.workers.pools import found_pool
 from mint_stream.workers.prompts import Prompts
 from mint_stream.workers.quarantine import QuarantineReports
@@ -141,22 +141,9 @@ class ServeRole:
         return cancellation_reader
 
     def _follow(self, catalog: Catalog, leasing: Leasing) -> Leasing:
-        """Load new revisions and canaries of adapters in use, and what pinned ones are, as the catalog tells of them."""
-
-        def changed(change: Change) -> None:
-            self._metrics.catalog_applied_total.inc()
-            if change.alias == PREVIOUS or change.kind == "deleted":
-                leasing.keep(change.adapter_id, previous_in(catalog)(change.adapter_id))
-            if change.adapter_id in pinned and (change.alias == PRODUCTION or change.kind == "deleted"):
-                leasing.pin(change.adapter_id, production_in(catalog, change.adapter_id))
-            coming = revision_to_come(catalog, change)
-            if coming is not None:
-                leasing.coming(coming)
-
-        pinned = frozenset(self._settings.serving.pinned_adapters)
-        for adapter_id in sorted(pinned):
-            leasing.pin(adapter_id, production_in(catalog, adapter_id))
-        catalog.subscribe(changed)
+        """Let the tiers follow the catalog, and count what it applies."""
+        follow(catalog, leasing, frozenset(self._settings.serving.pinned_adapters))
+        catalog.subscribe(lambda _: self._metrics.catalog_applied_total.inc())
         return leasing
 
     async def _known_cancellations(self) -> tuple[Cancellations, LogReader]:

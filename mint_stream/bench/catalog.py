@@ -5,6 +5,7 @@ A real broker holds the log, two records an adapter, and every side runs in a pr
 
 import asyncio
 import multiprocessing
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -50,8 +51,18 @@ def run(load: Load, directory: Path | None = None) -> dict[str, Any]:
     with place as given:
         home = Path(given) / str(load.adapters)
         home.mkdir(parents=True, exist_ok=True)
+        _drop_copies(home)  # of a run that was killed
         with LocalKafka(home / "kafka", heap_mib=HEAP_MIB) as broker:
-            return _Bench(load, Connection(broker.bootstrap_servers), home).run()
+            try:
+                return _Bench(load, Connection(broker.bootstrap_servers), home).run()
+            finally:
+                _drop_copies(home)
+
+
+def _drop_copies(home: Path) -> None:
+    """The log is kept for the next run; each run measures with copies of its own."""
+    for copy in home.glob("copy-*"):
+        shutil.rmtree(copy)
 
 
 def curve(sizes: tuple[int, ...] = SIZES, repeats: int = 5, directory: Path | None = None) -> dict[str, Any]:

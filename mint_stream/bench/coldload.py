@@ -8,7 +8,8 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mint_stream.bench.many_tensors import many_tensors
 from mint_stream.bench.serving_scene import StepClock, Tiers, answer, loader_of
 from mint_stream.bench.workload import drawn_adapter
 from mint_stream.bench.wrong import WrongResult
+from mint_stream.cache import DiskTier, Loader
 from mint_stream.engine.batcher import Budgets
 from mint_stream.engine.engine import Engine
 from mint_stream.engine.generation import Generation
@@ -32,7 +34,7 @@ from mint_stream.store.delayed import DelayedStore
 PROMPT = tuple(range(100, 116))
 TARGETS = ("q_proj", "v_proj")
 """What PEFT adapts when nothing else is said."""
-TIERS = Tiers(device_bytes=2**30, host_bytes=2**30)
+TIERS = Tiers(device_bytes=2**30, host_bytes=2**30, disk_bytes=2**32)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class ColdLoad:
 class _Scene:
     base: ResidentBase
     load: ColdLoad
+    room: Path
     store: DelayedStore
     revisions: Sequence[Revision]
     blocks: Sequence[AdapterBlock]
@@ -106,7 +109,7 @@ def _published(base: ResidentBase, load: ColdLoad, room: Path) -> _Scene:
                 announced_at_ms=0,
             )
         )
-    return _Scene(base, load, store, revisions, [AdapterBlock.build(weights, base.adapter_dtype) for weights in adapters])
+    return _Scene(base, load, room, store, revisions, [AdapterBlock.build(weights, base.adapter_dtype) for weights in adapters])
 
 
 async def _measured(scene: _Scene) -> list[dict[str, float]]:
@@ -120,17 +123,26 @@ async def _measured(scene: _Scene) -> list[dict[str, float]]:
         await engine.stop()
 
 
+@asynccontextmanager
+async def _nothing_at_hand(scene: _Scene) -> AsyncIterator[Loader]:
+    """A loader with all tiers, as a worker has them, and nothing in any."""
+    with tempfile.TemporaryDirectory(prefix="disk-tier-", dir=scene.room) as path:
+        disk = DiskTier(Path(path), TIERS.disk_bytes, scene.base.adapter_dtype)
+        loader = loader_of(scene.store, scene.base, TIERS, scene.load.rank, disk)
+        try:
+            yield loader
+        finally:
+            await loader.close()
+
+
 async def _round(scene: _Scene, engine: Engine) -> dict[str, float]:
-    begun = time.perf_counter()
-    alone = await _loaded(scene, together=False)
-    turned = time.perf_counter()
-    together = await _loaded(scene, together=True)
-    ended = time.perf_counter()
+    alone_s, alone = await _loaded(scene, together=False)
+    together_s, together = await _loaded(scene, together=True)
     loads, refused = await _one_cold_adapter(scene, engine)
     step_alone_s, step_loading_s, failed = await _steps(scene, engine)
     return {
-        "alone_s": turned - begun,
-        "together_s": ended - turned,
+        "alone_s": alone_s,
+        "together_s": together_s,
         "loads": loads,
         "step_alone_s": step_alone_s,
         "step_loading_s": step_loading_s,
@@ -138,29 +150,30 @@ async def _round(scene: _Scene, engine: Engine) -> dict[str, float]:
     }
 
 
-async def _loaded(scene: _Scene, together: bool, checked: bool = True) -> int:
-    """Load every adapter with nothing at hand, check what came, and give how many failed."""
-    loader = loader_of(scene.store, scene.base, TIERS, scene.load.rank)
-    if together:
-        found = await asyncio.gather(*(loader.lease(revision) for revision in scene.revisions), return_exceptions=True)
-    else:
-        found = [(await asyncio.gather(loader.lease(revision), return_exceptions=True))[0] for revision in scene.revisions]
-    for lease, block in zip(found, scene.blocks, strict=True):
-        if not isinstance(lease, BaseException):
-            if checked and not torch.equal(lease.block.flat.cpu(), block.flat):
-                raise WrongResult(f"adapter {block.digest} was loaded with other numbers than it was published with")
-            lease.release()
-    await loader.close()
-    return sum(isinstance(lease, BaseException) for lease in found)
+async def _loaded(scene: _Scene, together: bool, checked: bool = True) -> tuple[float, int]:
+    """Load every adapter with nothing at hand and check what came. Gives the seconds until all were there, and how many failed."""
+    async with _nothing_at_hand(scene) as loader:
+        begun = time.perf_counter()
+        if together:
+            found = await asyncio.gather(*(loader.lease(revision) for revision in scene.revisions), return_exceptions=True)
+        else:
+            found = [(await asyncio.gather(loader.lease(revision), return_exceptions=True))[0] for revision in scene.revisions]
+        seconds = time.perf_counter() - begun
+        for lease, block in zip(found, scene.blocks, strict=True):
+            if not isinstance(lease, BaseException):
+                if checked and not torch.equal(lease.block.flat.cpu(), block.flat):
+                    raise WrongResult(f"adapter {block.digest} was loaded with other numbers than it was published with")
+                lease.release()
+    return seconds, sum(isinstance(lease, BaseException) for lease in found)
 
 
 async def _one_cold_adapter(scene: _Scene, engine: Engine) -> tuple[int, int]:
     """(reads of the store, failures) of many requests at once for one adapter that is nowhere near."""
-    loader, revision = loader_of(scene.store, scene.base, TIERS, scene.load.rank), scene.revisions[0]
+    revision = scene.revisions[0]
     before = scene.store.reads[str(revision.uri)]
-    asked = [answer(engine, loader, revision, PROMPT, f"one-{number}", 2) for number in range(scene.load.requests)]
-    found = await asyncio.gather(*asked, return_exceptions=True)
-    await loader.close()
+    async with _nothing_at_hand(scene) as loader:
+        asked = [answer(engine, loader, revision, PROMPT, f"one-{number}", 2) for number in range(scene.load.requests)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
     tokens = {completion.tokens for completion in found if not isinstance(completion, BaseException)}
     if len(tokens) > 1:
         raise WrongResult("the same prompt under the same adapter was answered differently")
@@ -176,7 +189,7 @@ async def _steps(scene: _Scene, engine: Engine) -> tuple[float, float, int]:
     alone, clock.gaps_s = clock.gaps_s[len(clock.gaps_s) // 4 :], []
     failed = 0
     while len(clock.gaps_s) < scene.load.steps:
-        failed += await _loaded(scene, together=True, checked=False)
+        failed += (await _loaded(scene, together=True, checked=False))[1]
     loading = list(clock.gaps_s)
     stop.set()
     await asyncio.gather(*running)

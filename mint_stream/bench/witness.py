@@ -37,9 +37,10 @@ from mint_stream.workers.answers import Answers
 from mint_stream.workers.canary_tallies import CanaryTallies
 from mint_stream.workers.cancellations import Cancellations
 from mint_stream.workers.completing import Completer, Identity
+from mint_stream.workers.following import follow, previous_in
 from mint_stream.workers.interruptions import Interruptions
 from mint_stream.workers.lanes import Consequences, Lanes
-from mint_stream.workers.leasing import Leasing, previous_in
+from mint_stream.workers.leasing import Leasing
 from mint_stream.workers.pools import found_pool
 from mint_stream.workers.quarantine import QuarantineReports
 from mint_stream.workers.serving import ServingWorker
@@ -211,6 +212,7 @@ def _assembled(
     source = AdapterSource(Store(site.store_uri), site.witnesses.layers, base.max_rank)
     leasing = Leasing(Loader(source, HostTier(tier_bytes), DeviceTier(tier_bytes)), metrics, previous_in(catalog))
     parts.push_async_callback(leasing.close)
+    follow(catalog, leasing)
     admission = Admission(catalog, BytePrompts(), base, AdmissionLimits(base.context_tokens, _WAIT_S, _WAIT_S))
     answers = Answers(producer, replies)
     identity = Identity(name, base.base_digest, contracts.INFERENCE_BATCH.name(site.pool))

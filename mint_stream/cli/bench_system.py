@@ -46,7 +46,7 @@ def handoff(
 @system.command()
 def rollback(
     rollbacks: Annotated[int, typer.Option(min=1, help="Roll-backs that are timed.")] = 30,
-    every_ms: Annotated[float, typer.Option(min=1, help="A request of the stream every so many milliseconds.")] = 10.0,
+    every_ms: Annotated[float, typer.Option(min=1, help="A request of the stream every so many milliseconds.")] = 50.0,
     rank: Annotated[int, typer.Option(min=1)] = 8,
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 16,
     base: BaseName = None,
@@ -59,7 +59,7 @@ def rollback(
     found = asyncio.run(run(settings_from(base=base, home=home), Size(rollbacks, every_ms, rank, prompt_tokens)))
     if as_json:
         return print_json(found)
-    return _print_percentiles(found, ("effect_ms", "event_ms", "request_ms"))
+    return _print_percentiles(found, ("effect_ms", "in_force_ms", "event_ms", "request_ms", "request_alone_ms"))
 
 
 @system.command()

@@ -10,9 +10,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from mint_stream.cache.backoff import Backoff
 from mint_stream.cache.device import Lease
 from mint_stream.cache.loader import Loader
-from mint_stream.catalog import Catalog, Change
-from mint_stream.catalog.aliases import PREVIOUS, PRODUCTION
-from mint_stream.errors import MintError, Reject, Retry
+from mint_stream.catalog.aliases import PRODUCTION
+from mint_stream.errors import MintError, Retry
 from mint_stream.messages.adapters import Revision
 from mint_stream.messages.fleet import TierStatus
 from mint_stream.metrics import Metrics
@@ -31,32 +30,6 @@ AGAIN = Backoff(first_s=1.0, longest_s=60.0)
 
 Previous = Callable[[str], Revision | None]
 """What an adapter's production was before its last move; None when it is not known or not to be served."""
-
-
-def previous_in(catalog: Catalog) -> Previous:
-    """Looks it up in the catalog."""
-    return lambda adapter_id: _pointed_at(catalog, adapter_id, PREVIOUS)
-
-
-def production_in(catalog: Catalog, adapter_id: str) -> Revision | None:
-    """What the adapter's bare name means; None when it is not known or not to be served."""
-    return _pointed_at(catalog, adapter_id, PRODUCTION)
-
-
-def _pointed_at(catalog: Catalog, adapter_id: str, alias: str) -> Revision | None:
-    try:
-        return catalog.resolve(f"{adapter_id}@{alias}")
-    except Reject:
-        return None
-
-
-def revision_to_come(catalog: Catalog, change: Change) -> Revision | None:
-    """The revision that requests are about to name because of this change: one announced, or made a canary."""
-    if change.kind == "announced":
-        return change.revision
-    if change.kind == "canary-set" and change.number is not None:
-        return catalog.revision(change.adapter_id, change.number)
-    return None
 
 
 class Leasing:

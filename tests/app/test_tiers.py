@@ -17,7 +17,8 @@ from mint_stream.metrics import Metrics
 from mint_stream.model.base import load_base
 from mint_stream.settings import Settings
 from mint_stream.store import Store
-from mint_stream.workers.leasing import Leasing, previous_in
+from mint_stream.workers.following import previous_in
+from mint_stream.workers.leasing import Leasing
 from tests.factories import LINEARS, random_weights, tiny_base
 
 

@@ -20,7 +20,8 @@ from mint_stream.messages.shared import CatalogPosition
 from mint_stream.metrics import Metrics
 from mint_stream.store import Store
 from mint_stream.workers import leasing as module
-from mint_stream.workers.leasing import Leasing, revision_to_come
+from mint_stream.workers.following import revision_to_come
+from mint_stream.workers.leasing import Leasing
 from tests.cache.test_loader import GatedSource, entered
 from tests.factories import LINEARS, random_weights
 
