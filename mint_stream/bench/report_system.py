@@ -36,12 +36,20 @@ def _handoff(found: Mapping[str, Any]) -> str:
     )
 
 
+_SINCE = {
+    "in_force_ms": "command to the first moment from which no request sent is answered by the other revision",
+    "request_alone_ms": "a request alone",
+}
+"""Figures of roll-backs that results from before they were measured have not."""
+
+
 def _rollback(found: Mapping[str, Any]) -> str:
     rows = [
         _percentiles("command to the first result of the previous revision", found["effect_ms"]),
         _percentiles("command to its event at the client", found["event_ms"]),
         _percentiles("any request of the stream", found["request_ms"]),
     ]
+    rows += [_percentiles(what, found[figure]) for figure, what in _SINCE.items() if figure in found]
     load = f"a request every {found['workload']['every_ms']:g} ms, n = {found['n']}"
     return _block(
         f"`mint-stream bench rollback`: {load}, on {machine_name(found['machine'])}:", table(("ms", "p50", "p99", "min to max"), rows)

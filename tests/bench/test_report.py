@@ -54,7 +54,7 @@ SYSTEM: dict[str, dict[str, Any]] = {
         "ratios": {"vs_cold": 21.04, "vs_warm": 3.0},
         "stages_ms": dict.fromkeys(STAGES, 7.0),
     },
-    "rollback.json": {"workload": {"every_ms": 20.0}, "effect_ms": SPREAD, "event_ms": SPREAD, "request_ms": SPREAD},
+    "rollback.json": {"workload": {"every_ms": 20.0}, "effect_ms": SPREAD, "in_force_ms": SPREAD, "event_ms": SPREAD, "request_ms": SPREAD},
     "routing.json": {
         "workload": {"adapters": 4, "prompt_tokens": 64, "new_tokens": 16, "dtype": "bfloat16", "requests": 12},
         "served_ms": SPREAD,
@@ -89,7 +89,7 @@ SYSTEM: dict[str, dict[str, Any]] = {
     ("name", "figures"),
     [
         ("handoff.json", ("21.0x", "3.0x", "first text at the client | 7")),
-        ("rollback.json", ("every 20 ms", "| 100 | 200 | 90 to 210 |")),
+        ("rollback.json", ("every 20 ms", "| 100 | 200 | 90 to 210 |", "no request sent is answered by the other")),
         ("routing.json", ("4.2%", "9.0x", "1000.0 s against 1000.0 s")),
         (
             "rl.json",
