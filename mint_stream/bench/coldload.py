@@ -127,7 +127,7 @@ async def _measured(scene: _Scene) -> list[dict[str, float]]:
 async def _nothing_at_hand(scene: _Scene) -> AsyncIterator[Loader]:
     """A loader with all tiers, as a worker has them, and nothing in any."""
     with tempfile.TemporaryDirectory(prefix="disk-tier-", dir=scene.room) as path:
-        disk = DiskTier(Path(path), TIERS.disk_bytes, scene.base.adapter_dtype)
+        disk = DiskTier(Path(path), TIERS.disk_bytes, scene.base.block_form)
         loader = loader_of(scene.store, scene.base, TIERS, scene.load.rank, disk)
         try:
             yield loader
