@@ -46,8 +46,8 @@ from mint_stream.workers.training import TrainingWorker
 QUEUED_JOBS = 256
 SHOP_THREADS = 4
 """Prepare jobs and write checkpoints beside the passes; most of that is waiting for the store."""
-ROLLOUTS = AskingLimits(at_once=128, silences=3)
-"""Of all jobs together: as many as keep a few serving workers busy."""
+ROLLOUTS = AskingLimits(at_once=128, timeout_s=300.0, silences=3)
+"""Of all jobs together: as many as keep a few serving workers busy. A job of a pool that nobody serves ends after a quarter of an hour."""
 TAKEOVERS_BEFORE_SUSPECT = 20
 """A job outlives many workers: machines are reclaimed and restarted under it, and each time it goes on from its checkpoint."""
 

@@ -16,6 +16,7 @@ from mint_stream.model.base import ResidentBase, load_base
 from mint_stream.model.forward import PackedModel
 from mint_stream.store import Store, read_uri
 from mint_stream.trainer.checkpoint import Checkpoints, folder_name
+from mint_stream.trainer.rollouts import Scored, learned
 from mint_stream.trainer.run import StepReport
 from mint_stream.trainer.trainer import Trainer
 from mint_stream.trainer.workshop import Work, Workshop, job_digest
@@ -147,23 +148,48 @@ def test_the_tokens_of_a_whole_job_are_known_before_its_first_step(base: Any, ro
     assert planned == sent > 0
 
 
+QUESTIONS = "\n".join(json.dumps({"prompt": f"{n}?", "answer": str(n)}) for n in range(3))
+DRAWN = RolloutTerms(grader="contains", group_size=4, max_tokens=5, loss="cispo")
+GRPO: dict[str, Any] = {"method": "grpo", "publish_every_steps": 1, "rollouts": DRAWN, "file": "asked.jsonl"}
+
+
 def test_a_job_that_draws_its_answers_has_questions_to_ask_and_a_bound_on_its_tokens(base: Any, root: Path) -> None:
-    (root / "data" / "asked.jsonl").write_text("\n".join(json.dumps({"prompt": f"{n}?", "answer": str(n)}) for n in range(3)))
-    terms = {
-        "method": "grpo",
-        "publish_every_steps": 1,
-        "rollouts": RolloutTerms(grader="contains", group_size=4, max_tokens=5, loss="cispo"),
-    }
+    (root / "data" / "asked.jsonl").write_text(QUESTIONS)
     shop = workshop(base, root)
-    run = shop.prepare(job(root, file="asked.jsonl", hyperparameters={"steps": 6, "batch_size": 2}, **terms), None).run
+    run = shop.prepare(job(root, hyperparameters={"steps": 6, "batch_size": 2}, **GRPO), None).run
     assert (run.method, len(run.dataset), run.dataset.longest) == ("cispo", 3, 7)
     assert run.planned_tokens == 6 * 2 * 4 * 7
     asked = [question.item.answer for step in range(6) for question in run.questions(step)]
     assert sorted(asked[:3]) == sorted(asked[3:6]) == ["0", "1", "2"], "each once an epoch"
     with pytest.raises(InvalidDataset, match=r"item 1.* max_length_tokens 6"):
-        shop.prepare(job(root, file="asked.jsonl", hyperparameters={"max_length_tokens": 6}, **terms), None)
+        shop.prepare(job(root, hyperparameters={"max_length_tokens": 6}, **GRPO), None)
     with pytest.raises(InvalidJob, match="pieces of 4096 tokens"):
-        shop.prepare(job(root, file="asked.jsonl", hyperparameters={"batch_size": 512, "micro_batch_tokens": 4096}, **terms), None)
+        shop.prepare(job(root, hyperparameters={"batch_size": 512, "micro_batch_tokens": 4096}, **GRPO), None)
+
+
+def graded(base: Any, work: Work, until: int) -> None:
+    """Steps from answers that are a function of the step alone, every second one right."""
+    while work.run.step < until:
+        step_ = work.run.step
+        groups = [
+            [Scored(one.tokens, (step_, sample + 9), (-1.0, -2.0), float(sample % 2)) for sample in range(4)]
+            for one in work.run.questions(step_)
+        ]
+        work.run.begin(learned(groups))
+        step(base, work)
+
+
+def test_a_graded_job_that_is_resumed_and_given_the_same_answers_ends_in_the_same_bits(base: Any, root: Path) -> None:
+    (root / "data" / "asked.jsonl").write_text(QUESTIONS)
+    shop, settings = workshop(base, root), {"steps": 6, "batch_size": 2, "warmup_steps": 0}
+    whole, broken = (shop.prepare(job(root, name, hyperparameters=settings, **GRPO), None) for name in ("whole", "broken"))
+    graded(base, whole, 6)
+    graded(base, broken, 3)
+    shop.save(broken, attempt=1)
+    resumed = shop.resume(shop.prepare(job(root, "broken", hyperparameters=settings, **GRPO), None))
+    assert (resumed.run.step, resumed.run.method, resumed.resumed) == (3, "cispo", "exact")
+    graded(base, resumed, 6)
+    assert resumed.run.weights().digest == whole.run.weights().digest
 
 
 def test_a_job_submitted_again_at_another_time_or_priority_is_the_same_job(base: Any, root: Path) -> None:

@@ -1,9 +1,11 @@
 """Jobs of grpo on a real broker, with a real serving worker that draws for them."""
 
 import json
+import os
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,16 +126,23 @@ async def test_answers_that_do_not_come_are_counted_and_the_rest_is_learned_from
     assert end.error is not None and "32 x prompt-too-long, e.g." in end.error.message
 
 
-async def test_a_job_whose_grader_cannot_be_used_is_rejected_before_it_draws(system: TrainingSystem, name: str) -> None:
+async def test_a_job_whose_grader_cannot_be_used_is_rejected_before_it_draws(
+    system: TrainingSystem, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For its items, for its name, or because what it needs cannot be imported where graders run: that ends no trainer."""
+    (tmp_path / "reasoning_gym.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     (system.data / f"{name}.jsonl").write_text("\n".join(json.dumps({"prompt": "?", "answer": answer}) for answer in ("a", "(")))
     async with system.trainer(), Bulk.of(system) as bulk:
         await system.submit(drawn(system, f"{name}-pattern", f"{name}.jsonl"))
         await system.submit(drawn(system, f"{name}-none", rollouts=LETTER.model_copy(update={"grader": "no-such"})))
-        ends = {which: await system.ended(f"{name}-{which}") for which in ("pattern", "none")}
+        await system.submit(drawn(system, f"{name}-extra", rollouts=LETTER.model_copy(update={"grader": "reasoning-gym:leg_counting"})))
+        ends = {which: await system.ended(f"{name}-{which}") for which in ("pattern", "none", "extra")}
         asked = [one for which in ends for one in await bulk.asked(f"{name}-{which}")]
     assert {which: (end.state, end.error and end.error.code) for which, end in ends.items()} == {
         "pattern": ("rejected", "invalid-dataset"),
         "none": ("rejected", "invalid-rule"),
+        "extra": ("rejected", "invalid-job"),
     }
     assert asked == []
 

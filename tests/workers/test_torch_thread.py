@@ -1,12 +1,13 @@
 """The seam to torch's thread: what torch raises is typed, and a store that is away is waited for."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mint_stream.errors import Cancelled, EngineFailed, StoreUnavailable
-from mint_stream.workers.torch_thread import LONGEST_WAIT_S, TorchThread
+from mint_stream.workers.torch_thread import LONGEST_WAIT_S, TorchThread, attended
 
 
 class Store:
@@ -50,3 +51,28 @@ async def test_whoever_pauses_may_end_the_waiting(thread: TorchThread) -> None:
 async def test_what_torch_raises_is_an_engines_failure(thread: TorchThread) -> None:
     with pytest.raises(EngineFailed, match="KeyError"):
         await thread.run({}.__getitem__, "a")
+
+
+async def test_what_is_attended_gives_its_result_or_ends_with_what_ends_the_waiting() -> None:
+    ended: list[str] = []
+
+    async def work(until: asyncio.Event) -> str:
+        try:
+            await until.wait()
+        except asyncio.CancelledError:
+            ended.append("work")
+            raise
+        return "done"
+
+    async def pause(wait_s: float) -> None:
+        assert wait_s == float("inf")
+        await interrupted.wait()
+        raise Cancelled("enough")
+
+    interrupted, ready = asyncio.Event(), asyncio.Event()
+    ready.set()
+    assert await attended(work(ready), pause) == "done" and ended == []
+    interrupted.set()
+    with pytest.raises(Cancelled, match="enough"):
+        await attended(work(asyncio.Event()), pause)
+    assert ended == ["work"], "nothing goes on behind"
