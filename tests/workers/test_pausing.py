@@ -34,14 +34,16 @@ async def digest(system: TrainingSystem, adapter_id: str) -> str:
     return found
 
 
+@pytest.mark.long
+@pytest.mark.timeout(120)
 async def test_a_paused_job_gives_its_seat_back_and_resumes_in_the_bits_of_an_unbroken_one(system: TrainingSystem, name: str) -> None:
-    settings = {"steps": 200, "weight_decay": 0.1}
+    settings = {"steps": 120, "weight_decay": 0.1}
     async with system.trainer(max_jobs=1) as role:
         await system.submit(system.job(name, name, hyperparameters=settings, checkpoint_every_steps=1000))
         await system.heard(name, lambda event: event.step > 0)
         await system.control(name, "pause")
         parked = await system.heard(name, paused)
-        assert (parked.reason, parked.parked and parked.parked.job.job_id) == ("paused by ann: enough", name) and 0 < parked.step < 200
+        assert (parked.reason, parked.parked and parked.parked.job.job_id) == ("paused by ann: enough", name) and 0 < parked.step < 120
         await system.submit(system.job(f"{name}-whole", f"{name}-whole", hyperparameters=settings))
         assert (await system.ended(f"{name}-whole")).state == "succeeded", "it has the only seat"
         assert role.status("ready").running == role.status("ready").waiting == 0
