@@ -40,7 +40,7 @@ async def run(settings: Settings) -> None:
         await Shell((EvaluateRole(settings, connection, metrics, workplace),), connection, metrics).serve(settings.http)
 
 
-def nothing(_effect: str) -> None:
+def nothing(_effect: str, _adapter_id: str) -> None:
     """What a real evaluator does after an effect."""
 
 

@@ -30,8 +30,8 @@ from mint_stream.workers.open_trials import OpenTrial, OpenTrials, TrialKey
 
 log = logging.getLogger(__name__)
 
-After = Callable[[str], None]
-"""Called with the name of an effect once it is there: begun, measured, judged, answered."""
+After = Callable[[str, str], None]
+"""Called with the name of an effect once it is there (begun, measured, judged, answered), and the adapter on trial."""
 
 _REASON_CHARACTERS = 1000
 _AN_HOUR = Backoff(attempts=70, first_s=2.0, longest_s=60.0)
@@ -104,12 +104,12 @@ class Evaluator:
     async def _hold(self, of: OpenTrial) -> None:
         """One phase of one trial, to the registrar's answer."""
         log.info("trial %s of %s@%d: %s", of.trial.trial_id, of.adapter_id, of.trial.number, of.trial.phase)
-        self._after("begun")
+        self._after("begun", of.adapter_id)
         try:
             verdict, judged = await self._verdict(of)
         except (Reject, MissingExtra) as error:
             verdict, judged = "give-up", Judgement("failed", f"{error.code}: {error}", {})
-        self._after("measured")
+        self._after("measured", of.adapter_id)
         await self._tell(of, verdict, judged)
 
     async def _verdict(self, of: OpenTrial) -> tuple[Verdict, Judgement]:
@@ -164,9 +164,9 @@ class Evaluator:
             figures=dict(judged.figures),
         )
         sent = await self._commands.send(command)
-        self._after("judged")
+        self._after("judged", of.adapter_id)
         answer = await sent.answer()
-        self._after("answered")
+        self._after("answered", of.adapter_id)
         refused = answer.reason if isinstance(answer, CommandRejectedEvent) else None
         self._metrics.verdicts_total.labels("refused" if refused else verdict).inc()
         log.info("%s@%d %s: %s", of.adapter_id, of.trial.number, verdict, refused or judged.reason)

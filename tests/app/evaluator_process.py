@@ -1,6 +1,8 @@
 """An evaluate role in a process of its own that ends itself with kill -9, or stops there until it is told to continue, after one effect.
 
-python -m tests.app.evaluator_process EFFECT SIGKILL|SIGSTOP     (settings in the environment; EFFECT "" runs until it is killed)"""
+python -m tests.app.evaluator_process EFFECT SIGKILL|SIGSTOP ADAPTER     (settings in the environment; EFFECT "" runs until it is killed)
+
+Only what befalls ADAPTER counts: an evaluator holds the whole fleet's trials, and neighbours left some."""
 
 import asyncio
 import os
@@ -20,11 +22,13 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-async def main(fatal: str, how: str) -> None:
+async def main(fatal: str, how: str, adapter: str) -> None:
     settings = Settings.load()
     struck: list[str] = []
 
-    def after(effect: str) -> None:
+    def after(effect: str, adapter_id: str) -> None:
+        if adapter_id != adapter:
+            return
         say(effect)
         if effect == fatal and not struck:
             struck.append(effect)

@@ -34,7 +34,7 @@ async def ground(connection: Connection, tmp_path: Path) -> AsyncIterator[Evalua
 @asynccontextmanager
 async def evaluator(ground: Evaluation, effect: str = "", how: str = "SIGKILL") -> AsyncIterator[Process]:
     environment = {**os.environ, **environment_of(ground.settings)}
-    async with module("tests.app.evaluator_process", effect, how, environment=environment) as process:
+    async with module("tests.app.evaluator_process", effect, how, ground.name, environment=environment) as process:
         yield process
 
 
