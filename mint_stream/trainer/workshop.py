@@ -39,6 +39,8 @@ class Work:
     resumed: Literal["exact", "inexact"] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last step made."""
+    recorded: bool = False
+    """Whether this worker has put the job's record into the store."""
 
     def made(self, report: StepReport) -> None:
         """A step was made."""
@@ -126,7 +128,9 @@ class Workshop:
     def upload(self, work: Work) -> Manifest:
         """Put the adapter's files into the store as a revision; the manifest is what an announce carries. Raises StoreUnavailable."""
         job = work.run.job
-        self._store.put_object(job_path(job), _asked(job).model_dump_json(exclude_none=True, exclude=WHEN).encode())
+        if not work.recorded:  # it stays the same, and who waits for the revision would wait for it each time
+            self._store.put_object(job_path(job), _asked(job).model_dump_json(exclude_none=True, exclude=WHEN).encode())
+            work.recorded = True
         weights = work.run.weights()
         return self._store.put_revision(
             weights.to_peft(),

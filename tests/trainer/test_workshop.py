@@ -19,7 +19,7 @@ from mint_stream.trainer.checkpoint import Checkpoints, folder_name
 from mint_stream.trainer.rollouts import Scored, learned
 from mint_stream.trainer.run import StepReport
 from mint_stream.trainer.trainer import Trainer
-from mint_stream.trainer.workshop import Work, Workshop, job_digest
+from mint_stream.trainer.workshop import Work, Workshop, job_digest, job_path
 from tests.factories import peft_files, tiny_base
 
 LINES = "\n".join(json.dumps({"prompt": f"{n}+{n}=", "completion": str(2 * n)}) for n in range(11))
@@ -208,6 +208,20 @@ def test_an_upload_is_the_adapter_as_peft_reads_it_with_metrics_and_fingerprint(
     read = AdapterWeights.from_files(Store((root / "store").as_uri()).read_revision(manifest))
     assert read.digest == manifest.digest == work.run.weights().digest
     assert manifest.numeric_fingerprint == shop.fingerprint and manifest.metrics["loss"] > 0 and manifest.rank == 4
+
+
+def test_the_record_of_a_job_is_put_by_its_first_upload_and_by_that_of_whoever_goes_on(base: Any, root: Path) -> None:
+    shop, store = workshop(base, root), Store((root / "store").as_uri())
+    work = shop.prepare(job(root), None)
+    path = job_path(work.run.job)
+    shop.upload(work)
+    assert store.list_objects("jobs") == [path]
+    store.delete_object(path)
+    finished(base, work, 1)
+    shop.upload(work)
+    assert store.list_objects("jobs") == [], "nobody waits for it again"
+    shop.upload(shop.prepare(job(root), None))
+    assert store.list_objects("jobs") == [path]
 
 
 def revision(shop: Workshop, work: Work, base: ResidentBase, **changes: Any) -> Revision:
