@@ -78,16 +78,17 @@ class Runner:
             self.cache.release(slot)
         self._through_torch = self._unread()
         for part in self._through_torch:
-            log.warning("%s: %s goes through torch, which is slower: Triton's kernels cannot read it", self._base.architecture, part)
+            log.warning("%s: through torch, which is slower, for Triton's kernels cannot read it: %s", self._base.architecture, part)
         self._capture()
 
     def _unread(self) -> tuple[str, ...]:
         """What of this base Triton's kernels would compute and cannot read."""
         if not triton_on(self._packed.device):
             return ()
-        shapes = {path: self._base.layers[path] for path in self._packed.sites.paths if path in self._base.layers}
+        paths = self._packed.sites.paths.union(self._base.parameters)
+        shapes = {path: shape for path, shape in self._base.layers.items() if path in paths}
         heads = self.cache.head_widths(self._packed.latent) if isinstance(self.cache, PagedCache) else frozenset()
-        return through_torch(heads, shapes | dict(self._base.parameters), self._dtype)
+        return through_torch(heads, shapes, self._dtype)
 
     def _capture(self) -> None:
         """Graphs of decode steps, where there may be any: of what the kernels compute, all of it."""
