@@ -18,7 +18,6 @@ from mint_stream.errors import AdapterUnloadable, BaseMismatch, Cancelled, Deadl
 from mint_stream.kernels import LoraWeights
 from mint_stream.messages.inference import Sampling
 from mint_stream.model.base import ResidentBase, load_base
-from mint_stream.model.forward import PackedModel
 from mint_stream.model.passes import AdapterSet, pack
 from tests.factories import random_weights, tiny_base
 
@@ -201,7 +200,7 @@ async def test_log_probabilities_are_those_of_the_whole_text_computed_at_once(en
     tokens = [*asked.prompt_tokens, *answer.tokens]
     adapters = AdapterSet([{path: LoraWeights(layer.A, layer.Bt) for path, layer in block.layers.items()}])
     with torch.inference_mode():
-        whole = PackedModel(base.model, base.linears, base.output_head).forward(pack([(tokens, 0)], adapters=adapters)).log_softmax(-1)
+        whole = base.packed.forward(pack([(tokens, 0)], adapters=adapters)).log_softmax(-1)
     assert silent.logprobs is None and silent.prompt_logprobs is None
     assert answer.logprobs is not None and answer.prompt_logprobs is not None
     scored = [*answer.prompt_logprobs, *answer.logprobs]
