@@ -31,7 +31,7 @@ from mint_stream.settings import KafkaSettings, Settings, StoreSettings, TenantQ
 from mint_stream.store import Store
 from mint_stream.workers.catalog_writer import RegistrarTopics
 from mint_stream.workers.clock import now_ms
-from mint_stream.workers.publishing import After
+from mint_stream.workers.effects import After
 from mint_stream.workers.registrar import Member, Registrar
 from tests.factories import chat_lines, tiny_base
 

@@ -30,18 +30,19 @@ from mint_stream.trainer.trainer import Trainer
 from mint_stream.trainer.workshop import Workshop
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.commands import Commands
+from mint_stream.workers.effects import After
 from mint_stream.workers.insisting import AskingLimits, Insisting
 from mint_stream.workers.job_log import JobLog
-from mint_stream.workers.job_runner import JobRunner, TrainingBus, TrainingRoom, TrainingTerms
+from mint_stream.workers.job_runner import JobRunner
 from mint_stream.workers.parking import Parking
 from mint_stream.workers.pass_loop import PassLoop
 from mint_stream.workers.pools import found_pool
-from mint_stream.workers.publishing import After
 from mint_stream.workers.quotas import Quota, Quotas
 from mint_stream.workers.rollouts import Policies, Rollouts
 from mint_stream.workers.seats import Seats
 from mint_stream.workers.torch_thread import TorchThread
 from mint_stream.workers.training import TrainingWorker
+from mint_stream.workers.training_parts import TrainingBus, TrainingRoom, TrainingTerms
 
 QUEUED_JOBS = 256
 SHOP_THREADS = 4

@@ -6,7 +6,7 @@ from mint_stream.errors import EngineFailed
 from mint_stream.model.turns import Turns
 from mint_stream.trainer.run import StepReport, TrainingRun
 from mint_stream.trainer.trainer import Outcome, Trainer
-from mint_stream.workers.publishing import After
+from mint_stream.workers.effects import After
 from mint_stream.workers.torch_thread import TorchThread
 
 

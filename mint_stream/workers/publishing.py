@@ -8,40 +8,37 @@ command_id has the attempt too: the refusal of an older attempt is never taken f
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from mint_stream.messages.adapters import Announce, Manifest
 from mint_stream.messages.lineage import Lineage
 from mint_stream.messages.training import TrainingJob
-from mint_stream.trainer.workshop import Work, Workshop
+from mint_stream.trainer.workshop import Work
 from mint_stream.workers.claiming import Claims
 from mint_stream.workers.clock import now_ms
 from mint_stream.workers.commands import Commands
+from mint_stream.workers.effects import After
 from mint_stream.workers.job_report import JobReport
-from mint_stream.workers.torch_thread import Pause, TorchThread
+from mint_stream.workers.torch_thread import Pause
+from mint_stream.workers.training_parts import TrainingRoom
 
 log = logging.getLogger(__name__)
-
-After = Callable[[str], None]
-"""Called with the name of an effect once it is durable: claimed, checkpoint-durable, files-durable, announced, answered,
-publish-reported, end-reported, record-closed; and `passed` after each pass, `stepped` after each step of a job."""
 
 
 class Publishing:
     """Makes checkpoints durable, and revisions of what they hold."""
 
-    def __init__(self, commands: Commands, claims: Claims, workshop: Workshop, shop: TorchThread, pool: str, after: After) -> None:
+    def __init__(self, commands: Commands, claims: Claims, room: TrainingRoom, pool: str, after: After) -> None:
         self._commands = commands
         self._claims = claims
-        self._workshop = workshop
-        self._shop = shop
+        self._workshop = room.workshop
+        self._shop = room.shop
         self._pool = pool
-        self._after = after
+        self.after = after
 
     async def save(self, work: Work, report: JobReport, pause: Pause) -> None:
         """Make the job's checkpoint durable."""
         await self._shop.patiently(pause, self._workshop.save, work, report.attempt)
-        self._after("checkpoint-durable")
+        self.after("checkpoint-durable")
 
     async def publish(self, work: Work, report: JobReport, pause: Pause, saved: bool) -> int | None:
         """The number of the step's revision. A checkpoint that is not `saved` yet is made durable beside the files.
@@ -50,19 +47,19 @@ class Publishing:
         job, step = work.run.job, work.run.step
         manifest = await (self._upload(work, pause) if saved else self._save_and_upload(work, report, pause))
         sent = await self._commands.send(self._command(job, step, report.attempt, manifest, self._workshop.lineage(work)))
-        self._after("announced")
+        self.after("announced")
         answer = await sent.answer()
-        self._after("answered")
+        self.after("answered")
         self._claims.check_answer(job, report.attempt, answer)
         number: int | None = getattr(answer, "number", None)
         await report.say("publishing", number=number)
-        self._after("publish-reported")
+        self.after("publish-reported")
         log.info("published job_id=%s step=%d as %s@%s", job.job_id, step, job.adapter_id, number)
         return number
 
     async def _upload(self, work: Work, pause: Pause) -> Manifest:
         manifest = await self._shop.patiently(pause, self._workshop.upload, work)
-        self._after("files-durable")
+        self.after("files-durable")
         return manifest
 
     async def _save_and_upload(self, work: Work, report: JobReport, pause: Pause) -> Manifest:

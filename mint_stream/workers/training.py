@@ -16,8 +16,10 @@ from mint_stream.contracts import Topic
 from mint_stream.errors import InvalidRecord, MintError
 from mint_stream.messages.training import TrainingJob
 from mint_stream.workers.crew import Crew
-from mint_stream.workers.job_runner import JobRunner, Released, TrainingTerms
-from mint_stream.workers.publishing import After
+from mint_stream.workers.effects import After
+from mint_stream.workers.job_runner import JobRunner
+from mint_stream.workers.job_stops import Released
+from mint_stream.workers.training_parts import TrainingTerms
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from mint_stream.messages.adapters import Announce, RevisionAnnounced
 from mint_stream.messages.lineage import Lineage
 from mint_stream.workers.publishing import Publishing
 from mint_stream.workers.torch_thread import TorchThread
+from mint_stream.workers.training_parts import TrainingRoom
 from tests.adapter_commands import announce
 
 WORK = SimpleNamespace(run=SimpleNamespace(job=SimpleNamespace(job_id="j", adapter_id="a", parent=None, promotion=None), step=2))
@@ -81,7 +82,7 @@ async def cancelled(_: float) -> None:
 
 async def published(shop: TorchThread, workshop: Workshop, effects: list[str]) -> tuple[Any, Registrar]:
     registrar = Registrar()
-    publishing = Publishing(registrar, registrar, workshop, shop, "p", effects.append)  # type: ignore[arg-type]
+    publishing = Publishing(registrar, registrar, TrainingRoom(workshop, shop, None, None), "p", effects.append)  # type: ignore[arg-type]
     try:
         return await publishing.publish(WORK, Report(), cancelled, saved=False), registrar  # type: ignore[arg-type]
     except Exception as error:
