@@ -14,7 +14,7 @@ from mint_stream.contracts import RECORDS
 from mint_stream.messages.inference import Cancellation, InferenceRequest, InferenceResult
 from mint_stream.messages.record import Record
 from mint_stream.messages.shared import ErrorBody
-from mint_stream.messages.training import TrainingJob
+from mint_stream.messages.training import RolloutTerms, TrainingJob
 
 HEX = r"^[0-9a-f]{64}$"
 PROMPTS = ("messages", "prompt", "prompt_tokens")
@@ -59,7 +59,11 @@ def _cancellation(kind: type[Record]) -> st.SearchStrategy[Any]:
 def _job(kind: type[Record]) -> st.SearchStrategy[Any]:
     settings = kind.model_fields["hyperparameters"].annotation
     cold = _built(settings, warmup_steps=st.just(0)) | _built(settings, steps=st.integers(10, 99), warmup_steps=st.integers(0, 9))
-    return _built(kind, hyperparameters=cold)
+    given = _built(kind, hyperparameters=cold, method=st.sampled_from(["sft", "dpo"]), rollouts=st.none())
+    small = _built(settings, batch_size=st.integers(1, 8), warmup_steps=st.just(0))
+    terms = _built(RolloutTerms, group_size=st.integers(2, 1024))
+    drawn = _built(kind, hyperparameters=small, method=st.just("grpo"), rollouts=terms, publish_every_steps=st.integers(1, 9))
+    return given | drawn
 
 
 _WHOLE: dict[type[Record], Any] = {InferenceRequest: _request, InferenceResult: _result, Cancellation: _cancellation, TrainingJob: _job}
