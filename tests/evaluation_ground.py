@@ -95,6 +95,10 @@ class Evaluation:
         (self.room / file).write_text("\n".join(lines))
         return (self.room / file).as_uri()
 
+    def patient(self, **limits: float) -> None:
+        """How evaluators from now on ask."""
+        self.settings = self.settings.model_copy(update={"evaluation": self.settings.evaluation.model_copy(update=limits)})
+
     async def publish(self) -> int:
         """One more revision; gives its number."""
         command = announce(self.name, pool=self.name)

@@ -1,5 +1,6 @@
 """The evaluate role: gates and canaries of every pool; run as many as you like. It needs no torch."""
 
+import math
 from contextlib import AsyncExitStack
 
 from mint_stream import contracts
@@ -29,6 +30,8 @@ from mint_stream.workers.measuring import Measuring
 from mint_stream.workers.open_trials import OpenTrials
 
 GROUP = "evaluate"
+PATIENCE_S = 3600.0
+"""How long a pool may be away, or too slow for a question, before a trial is given up."""
 MAX_DATASET_BYTES = 64 * 2**20
 
 
@@ -115,7 +118,9 @@ class EvaluateRole:
 
     def _measuring(self, replies: RequestReply) -> Measuring:
         limits = self._settings.evaluation
-        return Measuring(Asking(Insisting(replies, AskingLimits(limits.requests_at_once, limits.request_timeout_s))), self._read)
+        silences = math.ceil(PATIENCE_S / limits.request_timeout_s)
+        asked = AskingLimits(limits.requests_at_once, limits.request_timeout_s, silences=silences)
+        return Measuring(Asking(Insisting(replies, asked)), self._read)
 
     def _read(self, uri: str) -> bytes:
         store = self._settings.store

@@ -14,7 +14,7 @@ from mint_stream.bus.routing import Routing, request_key
 from mint_stream.bus.streams import ChunkStream, StreamRestart
 from mint_stream.bus.table import Apply, LogReader, LogRecord
 from mint_stream.contracts import INFERENCE_BATCH, INFERENCE_CHUNKS, INFERENCE_REPLIES, INFERENCE_REQUESTS, Topic
-from mint_stream.errors import BusUnavailable, InvalidRecord, ReplyTimeout, RequestConflict
+from mint_stream.errors import BusUnavailable, DeadlineExceeded, InvalidRecord, ReplyTimeout, RequestConflict
 from mint_stream.messages.inference import InferenceChunk, InferenceRequest, InferenceResult, ReplyTo, request_digest
 
 __all__ = ["Asked", "RequestReply", "StreamRestart", "request_key"]
@@ -25,9 +25,12 @@ log = logging.getLogger(__name__)
 
 
 class Asked:
-    """A request that was sent: its digest, and a future of its answer."""
+    """A request that was sent: its digest, and a future of its answer.
 
-    def __init__(self, request: InferenceRequest) -> None:
+    `again`: copies of it with earlier deadlines may lie in the topic. That one of those passed is no answer to this one."""
+
+    def __init__(self, request: InferenceRequest, again: bool = False) -> None:
+        self._late_from_ms = (request.deadline_at_ms or 0) if again else 0
         self.tenant, self.request_id = request.name
         self.digest = request_digest(request)
         self.result: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
@@ -36,13 +39,18 @@ class Asked:
 
     def answer(self, result: InferenceResult) -> None:
         """The first terminal result decides; one for another body is a conflict."""
-        if self.result.done():
+        if self.result.done() or self._of_an_earlier_copy(result):
             return
         if result.request_digest == self.digest:
             self.result.set_result(result)
         else:
             self.result.set_exception(_conflict(self.request_id))
         self.chunks.finish()
+
+    def _of_an_earlier_copy(self, result: InferenceResult) -> bool:
+        """Both times are of the worker's clock, or of a deadline that it holds against it."""
+        expired = result.error is not None and result.error.code == DeadlineExceeded.code
+        return expired and result.completed_at_ms < self._late_from_ms
 
 
 def _conflict(request_id: str) -> RequestConflict:
@@ -134,11 +142,19 @@ class RequestReply:
         return asked.result
 
     async def ask(
-        self, pool: str, request: InferenceRequest, timeout_s: float, topic: Topic = INFERENCE_REQUESTS, key: str | None = None
+        self,
+        pool: str,
+        request: InferenceRequest,
+        timeout_s: float,
+        topic: Topic = INFERENCE_REQUESTS,
+        key: str | None = None,
+        again: bool = False,
     ) -> InferenceResult:
-        """Send and wait. A result of status `error` is returned like any other. Raises ReplyTimeout and RequestConflict."""
+        """Send and wait. A result of status `error` is returned like any other. `again`: see Asked.
+
+        Raises ReplyTimeout and RequestConflict."""
         until_s = _now_s() + timeout_s
-        asked = await _until(until_s, self._send(pool, _with_deadline(request, timeout_s), topic, key), request)
+        asked = await _until(until_s, self._send(pool, _with_deadline(request, timeout_s), topic, key, again), request)
         with self._awaiting(asked):
             return await _until(until_s, asyncio.shield(asked.result), request)
 
@@ -160,20 +176,21 @@ class RequestReply:
                 yield piece
             yield answer
 
-    async def _send(self, pool: str, request: InferenceRequest, topic: Topic, key: str | None) -> Asked:
+    async def _send(self, pool: str, request: InferenceRequest, topic: Topic, key: str | None, again: bool = False) -> Asked:
         if self.failed is not None:
             raise self.failed
         if (under_way := self._asked.get(request.request_id, {}).get(request.tenant)) is not None:
             if under_way.digest != request_digest(request):
                 raise _conflict(request.request_id)
             return under_way
-        asked = self._enlist(request)
+        asked = self._enlist(request, again)
         ready = request if request.reply_to is not None else request.model_copy(update={"reply_to": self.reply_to})
         try:
             own, partition = await self._place(pool, request, topic) if key is None else (key, None)
             await self._producer.publish(topic, ready, own, pool=pool, partition=partition)
         except BaseException:
             asked.result.cancel()
+            self._forget(asked)  # at once: whoever asks again now must not be given what was cancelled
             raise
         return asked
 
@@ -183,8 +200,8 @@ class RequestReply:
             return self._routing.bulk(request, partitions)
         return request_key(request), self._routing.online(request, partitions)
 
-    def _enlist(self, request: InferenceRequest) -> Asked:
-        asked = Asked(request)
+    def _enlist(self, request: InferenceRequest, again: bool) -> Asked:
+        asked = Asked(request, again)
         self._asked.setdefault(request.request_id, {})[request.tenant] = asked
         asked.result.add_done_callback(lambda _: self._forget(asked))
         return asked

@@ -70,10 +70,8 @@ class Loader:
 
     async def prefetch(self, revision: Revision) -> None:
         """Bring a revision into the host tier, and onto the device when that evicts nothing. Raises as `lease`."""
-        if revision.digest in self.device:
-            return
-        block = await self._read(revision)
-        if self.device.has_free_room(block.nbytes):
+        block = await self._read(revision)  # though it be on the device: what is only there is gone when the device evicts it
+        if revision.digest not in self.device and self.device.has_free_room(block.nbytes):
             (await self._loads.wait(_key(revision), lambda: self._place(revision, block), self.device.share)).release()
 
     def keep(self, adapter_id: str, digest: str | None) -> None:

@@ -70,8 +70,8 @@ class Trial(Record):
     """When the phase began."""
 
 
-EndCause = Literal["decided-by-a-person", "out-of-service", "rule-changed", "canary-ended"]
-"""Why a trial ended without a verdict."""
+EndCause = Literal["superseded", "decided-by-a-person", "out-of-service", "rule-changed", "canary-ended"]
+"""Why a trial ended without a verdict. `superseded` is of histories from before trials waited for one another."""
 
 
 class ArmTally(Record):

@@ -50,10 +50,15 @@ class Product:
 
     def _prepared(self) -> Tensor:
         if self._weight is None:
-            joined = _joined([layer.weight for layer in self._layers])
-            assert joined is not None
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(joined.detach()) if _packs(joined) else self._shared(joined)
+            self._weight = self._made()
         return self._weight
+
+    @torch.inference_mode(False)  # an engine's first pass may be the first call, and what it shares has to be trained over as well
+    @torch.no_grad()
+    def _made(self) -> Tensor:
+        joined = _joined([layer.weight for layer in self._layers])
+        assert joined is not None
+        return torch.ops.mkldnn._reorder_linear_weight(joined.detach()) if _packs(joined) else self._shared(joined)
 
     def _shared(self, joined: Tensor) -> Tensor:
         """The layers' own weights become parts of the joined one, so that the memory is that of one of them."""

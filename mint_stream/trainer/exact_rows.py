@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mint_stream.model.forward import PackedModel
+from mint_stream.model.quantised import is_plain
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,9 @@ ALONE = Rows(0, 0)
 
 
 def exact_rows(packed: PackedModel, budget: int) -> Rows:
-    """For this base on this machine; `budget` is the most that a pass may have."""
-    return rows_for(_products(packed), budget)
+    """For this base on this machine; `budget` is the most that a pass may have. How int8 bases multiply is not tried."""
+    products = _products(packed)
+    return ALONE if products is None else rows_for(products, budget)
 
 
 def rows_for(products: Sequence[tuple[Multiply, Tensor]], budget: int) -> Rows:
@@ -91,12 +93,14 @@ def rows_for(products: Sequence[tuple[Multiply, Tensor]], budget: int) -> Rows:
     return Rows(fixed, fixed)
 
 
-def _products(packed: PackedModel) -> list[tuple[Multiply, Tensor]]:
-    """One product of each shape, forward and backward, with an input to try it on."""
+def _products(packed: PackedModel) -> list[tuple[Multiply, Tensor]] | None:
+    """One product of each shape, forward and backward, with an input to try it on. None for weights that are no plain numbers."""
     shapes: dict[tuple[int, ...], Tensor] = {}
     for path, module in packed.model.named_modules():
         if path in packed.sites.paths and isinstance(weight := getattr(module, "weight", None), Tensor):
             shapes.setdefault(tuple(weight.shape), weight.detach())
+    if not all(map(is_plain, shapes.values())):
+        return None
     return [pair for weight in shapes.values() for pair in (_forward(weight), _backward(weight))]
 
 

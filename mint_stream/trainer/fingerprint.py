@@ -37,6 +37,7 @@ def numeric_facts(base: ResidentBase) -> dict[str, object]:
         "blas": hashlib.sha256(torch.__config__.show().encode()).hexdigest(),
         "transformers": importlib.metadata.version("transformers"),
         "triton": _version("triton"),
+        "torchao": _version("torchao"),
         "kernels": _sources(Path(mint_stream.kernels.__file__).parent),
         "native": native_library.name() or "none",
         "tokenizer": _tokenizer(base.tokenizer),

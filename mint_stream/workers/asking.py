@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+from mint_stream.errors import DeadlineExceeded
 from mint_stream.messages.inference import InferenceRequest, InferenceResult, Sampling
+from mint_stream.messages.shared import ErrorBody
 from mint_stream.promotion.items import Item
 from mint_stream.workers.insisting import Insisting
 from mint_stream.workers.open_trials import OpenTrial
@@ -19,10 +21,16 @@ class Asking:
         self._insisting = insisting
 
     async def answers(self, of: OpenTrial, number: int, items: Sequence[Item], purpose: str) -> tuple[str | None, ...]:
-        """What the revision says to each item; None where it answered by an error."""
+        """What the revision says to each item; None where it answered by an error.
+
+        Raises DeadlineExceeded when the pool has not answered in time for as long as it is insisted."""
         found = await self._insisting.answers(
             of.pool, (self._request(of, number, place, item, purpose) for place, item in enumerate(items))
         )
+        if late := next((one for one in found if isinstance(one, ErrorBody)), None):
+            raise DeadlineExceeded(
+                f"the trial's questions are not answered in time: {late.message}; serve pool {of.pool}, or allow fewer tokens"
+            )
         return tuple(one.text or "" if isinstance(one, InferenceResult) else None for one in found)
 
     def _request(self, of: OpenTrial, number: int, place: int, item: Item, purpose: str) -> InferenceRequest:

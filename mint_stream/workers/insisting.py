@@ -54,8 +54,7 @@ class Insisting:
     async def _answer(self, pool: str, request: InferenceRequest) -> Answered:
         error: ErrorBody | None = None
         for _ in range(self._limits.tries):
-            async with self._rooms[pool]:
-                result = await self._insisted(pool, request)
+            result = await self._insisted(pool, request)
             error = result if isinstance(result, ErrorBody) else result.error
             if error is None:
                 return result
@@ -66,10 +65,11 @@ class Insisting:
         return error
 
     async def _insisted(self, pool: str, request: InferenceRequest) -> Answered:
-        """A pool that is away is waited for: its silence says nothing about what is asked, nor does a question it found too late."""
+        """A pool that is away is waited for: its silence says nothing about what is asked. Others have their turn between two askings."""
         silences = 0
         while True:
-            answer = await self._timely(pool, request)
+            async with self._rooms[pool]:
+                answer = await self._timely(pool, request)
             if isinstance(answer, InferenceResult):
                 return answer
             silences += 1
@@ -81,7 +81,7 @@ class Insisting:
         late = round((time.time() + self._limits.timeout_s) * 1000)
         timely = request.model_copy(update={"deadline_at_ms": late})
         try:
-            result = await self._replies.ask(pool, timely, self._limits.timeout_s, INFERENCE_BATCH)
+            result = await self._replies.ask(pool, timely, self._limits.timeout_s, INFERENCE_BATCH, again=True)
         except ReplyTimeout as error:
             log.warning("pool %s does not answer: %s", pool, error)
             return ErrorBody.of(error)

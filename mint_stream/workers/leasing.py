@@ -148,11 +148,9 @@ class Leasing:
         """Until it is there, or not to be kept any more: nobody asks for it, so nobody else would try again."""
         for failed in itertools.count(1):
             async with self._one_aside:
-                if await self._fetched(revision):
+                if self._loader.host.kept.get(name) != revision.digest or await self._fetched(revision):
                     return
             await asyncio.sleep(self._again.delay_s(failed, random.random()))
-            if self._loader.host.kept.get(name) != revision.digest:
-                return
 
     async def _fetched(self, revision: Revision) -> bool:
         """Whether there is nothing to be tried again: it is there, or will never be."""

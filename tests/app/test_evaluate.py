@@ -157,6 +157,7 @@ async def test_questions_that_a_pool_found_too_late_are_asked_again_and_say_noth
             raise DeadlineExceeded("found in the topic after the pool was away")
         return right(9)(prompt)
 
+    ground.patient(request_timeout_s=1.0, requests_at_once=ITEMS)
     await ground.gate()
     ground.skills[2] = comes_back
     async with ground.evaluator():

@@ -356,6 +356,18 @@ async def test_prefetching_evicts_nothing_from_the_device(store: Store, source: 
     assert source.calls == 2
 
 
+async def test_what_is_to_be_in_the_host_tier_is_fetched_though_it_be_on_the_device(store: Store, source: GatedSource) -> None:
+    """It is gone with the device's copy otherwise, and that one may go at any time."""
+    loader = make_loader(source, host_blocks=1, device_blocks=2)
+    one, two = publish(store, 1), publish(store, 2)
+    for revision in (one, two):
+        (await loader.lease(revision)).release()
+    assert one.digest in loader.device and one.digest not in loader.host
+    await loader.prefetch(one)
+    assert one.digest in loader.host
+    await loader.close()
+
+
 async def test_the_same_content_uploaded_twice_takes_one_place(loader: Loader, store: Store) -> None:
     weights = random_weights()
     revisions = [publish(store, number, weights) for number in (1, 2)]

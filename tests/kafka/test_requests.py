@@ -10,8 +10,9 @@ from mint_stream.bus.dead_letters import DeadLetters
 from mint_stream.bus.intake import Intake, IntakeLimits
 from mint_stream.bus.requests import RequestReply, StreamRestart, request_key
 from mint_stream.contracts import INFERENCE_CHUNKS, INFERENCE_REPLIES, INFERENCE_REQUESTS, with_partitions
-from mint_stream.errors import InvalidRecord, ReplyTimeout, RequestConflict, TopicMismatch
+from mint_stream.errors import DeadlineExceeded, InvalidRecord, ReplyTimeout, RequestConflict, TopicMismatch
 from mint_stream.messages.inference import InferenceChunk, InferenceRequest, InferenceResult, request_digest
+from mint_stream.messages.shared import ErrorBody
 
 pytestmark = pytest.mark.kafka
 
@@ -47,6 +48,9 @@ class Echo:
         self.seen.append(asked)
         if asked.stream:
             await self.stream(asked)
+        if asked.prompt == "late copy":
+            late = ErrorBody(code=DeadlineExceeded.code, message="found after its pool was away")
+            await self.answer(asked, echo(asked, 1, status="error", text=None, error=late))
         if asked.prompt != "silence":
             await self.answer(asked, echo(asked, 2))
         if asked.prompt == "twice":
@@ -109,6 +113,12 @@ async def test_many_requests_at_once_each_get_their_own_answer(requests, worker,
 async def test_the_first_terminal_result_is_the_answer(requests, worker, pool):
     assert (await requests.ask(pool, request(f"{pool}-1", "twice"), 20)).text == "TWICE"
     assert (await requests.ask(pool, request(f"{pool}-2", "after"), 20)).text == "AFTER"
+
+
+async def test_that_an_earlier_copy_came_too_late_is_no_answer_to_one_that_was_sent_again(requests, worker, pool):
+    asked = request(f"{pool}-1", "late copy")
+    assert (await requests.ask(pool, asked, 20)).error.code == DeadlineExceeded.code
+    assert (await requests.ask(pool, asked, 20, again=True)).text == "LATE COPY"
 
 
 async def test_a_result_for_another_body_is_a_conflict(requests, worker, pool):

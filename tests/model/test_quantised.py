@@ -15,6 +15,8 @@ from mint_stream.model.base import load_base
 from mint_stream.model.forward import PackedModel
 from mint_stream.model.quantised import check_quantised
 from mint_stream.model.tiny import linear_paths
+from mint_stream.trainer.exact_rows import ALONE, exact_rows
+from mint_stream.trainer.trainer import Trainer
 from tests.engine.test_parity import CONFIGS, _assert_parity, _oracle
 from tests.factories import VOCABULARY, byte_tokenizer, tiny_base
 from tests.model.test_training_passes import _job, _loss, _tokens, _train
@@ -73,6 +75,13 @@ def test_gradients_of_adapters_over_an_int8_base_are_pefts(tmp_path: Path) -> No
             right = expected[f"base_model.model.{name}.lora_{side}.default.weight"]
             assert ours is not None
             assert ((ours if side == "A" else ours.t()) - right).norm() <= 1e-4 * max(1.0, float(right.norm())), (name, side)
+
+
+@needs_torchao
+def test_jobs_over_an_int8_base_are_trained_each_in_passes_of_its_own(tmp_path: Path) -> None:
+    base = load_base(quantised_base(tmp_path, "llama"), dtype=torch.float32)
+    assert exact_rows(base.packed, 512) == ALONE
+    assert Trainer(base.packed).most_tokens == 2048
 
 
 @pytest.mark.skipif(INSTALLED, reason="torchao is installed")

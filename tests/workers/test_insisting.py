@@ -7,11 +7,16 @@ import pytest
 from mint_stream.bus.connection import Connection
 from mint_stream.bus.producer import Producer
 from mint_stream.bus.requests import RequestReply
-from mint_stream.errors import ReplyTimeout
+from mint_stream.errors import DeadlineExceeded, ReplyTimeout
+from mint_stream.messages.gates import Trial
 from mint_stream.messages.inference import InferenceRequest, InferenceResult, ServedBy, TokenLogprob
-from mint_stream.messages.shared import ErrorBody
+from mint_stream.messages.shared import CatalogPosition, ErrorBody
+from mint_stream.promotion.items import Item
+from mint_stream.workers.asking import Asking
 from mint_stream.workers.insisting import AskingLimits, Insisting
+from mint_stream.workers.open_trials import OpenTrial
 from mint_stream.workers.rollouts import Drawn
+from tests.adapter_commands import GATE
 from tests.provisioned import ensure_topics
 
 
@@ -28,6 +33,10 @@ async def test_a_pool_that_stays_silent_is_asked_as_often_as_said_and_then_given
         request = InferenceRequest(request_id=uuid4().hex, prompt="?")
         (answer,) = await insisting.answers(pool, [request])
         assert isinstance(answer, ErrorBody) and answer.code == ReplyTimeout.code
+        trial = Trial(trial_id="t", number=1, since_ms=0)
+        of = OpenTrial("a", pool, trial, GATE, None, CatalogPosition(partition=0, offset=0))
+        with pytest.raises(DeadlineExceeded, match=f"not answered in time.*serve pool {pool}"):
+            await Asking(insisting).answers(of, 1, [Item(prompt="?", answer="!")], "gate")
     finally:
         await replies.stop()
         await producer.stop()
