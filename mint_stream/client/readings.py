@@ -28,13 +28,16 @@ class Readings:
         self._partitions = partitions
 
     def job(self, job_id: str, heartbeats: bool) -> Feed[TrainingEvent]:
-        """The life of one job, from its first event to its last."""
+        """The life of one job, from its first event to its last. What an attempt says that was superseded is left out."""
+        known: TrainingEvent | None = None
 
         def decode(record: LogRecord) -> TrainingEvent | None:
+            nonlocal known
             if record.key != job_id.encode():
                 return None
-            event = TrainingEvent.decode(record.value)
-            return event if heartbeats or not event.heartbeat else None
+            event, before = TrainingEvent.decode(record.value), known
+            known = after(before, event)
+            return event if known is not before and (heartbeats or not event.heartbeat) else None
 
         return Feed(self._partitions, Place(contracts.TRAINING_EVENTS.name(), job_id), decode, lambda event: event.terminal)
 
@@ -72,7 +75,7 @@ class Readings:
         said, asked, submitted = await self.history(job_id), await self._controls(job_id), False
         if not said:
             submitted = await self._submitted(job_id, pool)
-        return JobNow(said[-1].state if said else "queued", asked) if said or submitted else None
+        return JobNow(reduce(after, said).state if said else "queued", asked) if said or submitted else None
 
     async def _controls(self, job_id: str) -> Action | None:
         """The control that counts: a cancellation, or the last of the others."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mint_stream.errors import DeadlineExceeded
+from mint_stream.errors import DeadlineExceeded, ReplyTimeout
 from mint_stream.messages.inference import InferenceRequest, InferenceResult, Sampling
 from mint_stream.messages.shared import ErrorBody
 from mint_stream.promotion.items import Item
@@ -10,6 +10,7 @@ from mint_stream.workers.insisting import Insisting
 from mint_stream.workers.open_trials import OpenTrial
 
 TENANT = "mint-stream-evaluate"
+_SILENCE = (ReplyTimeout.code, DeadlineExceeded.code)
 
 
 class Asking:
@@ -27,7 +28,7 @@ class Asking:
         found = await self._insisting.answers(
             of.pool, (self._request(of, number, place, item, purpose) for place, item in enumerate(items))
         )
-        if late := next((one for one in found if isinstance(one, ErrorBody)), None):
+        if late := next((one for one in found if isinstance(one, ErrorBody) and one.code in _SILENCE), None):
             raise DeadlineExceeded(
                 f"the trial's questions are not answered in time: {late.message}; serve pool {of.pool}, or allow fewer tokens"
             )

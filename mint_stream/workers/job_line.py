@@ -67,6 +67,6 @@ class JobLine:
 
     async def wait_for_store(self, job: TrainingJob) -> None:
         """Leave the store alone for a while, unless the job has to be looked at before."""
-        until_s = time.monotonic() + self._terms.store_wait_s
-        while time.monotonic() < until_s and not self._stops.stopping and not self._stops.interrupted(job):
+        until_s, wishes = time.monotonic() + self._terms.store_wait_s, self._stops.wishes(job)
+        while time.monotonic() < until_s and not self._stops.stopping and self._stops.wishes(job) == wishes:
             await self._log.moved(min(self._terms.heartbeat_s, self._terms.store_wait_s))

@@ -24,6 +24,7 @@ from mint_stream.errors import (
     RevisionQuarantined,
     RevisionRetired,
     StoreUnavailable,
+    TrainingDiverged,
     UnknownRevision,
 )
 from mint_stream.messages.adapters import Revision
@@ -102,31 +103,46 @@ class JobRunner:
             if why := self._stops.paused(job):
                 return await self._park(job, report, last, why)
             self._room.seats.check(applicant)
+            if job.job_id not in self._room.seats:  # it was to pause when we looked for a seat, and is to go on by now
+                return False
             return await self._seated(job, report)
         except OwnershipLost as error:
-            log.info("%s; watching it", error)
-            self._line.leave(job)
-            await self._bus.log.moved(self._terms.heartbeat_s)
-            return False
+            return await self._watched(job, error)
         except StoreUnavailable as error:  # before the claim: the seat is free for others meanwhile
             log.warning("job_id=%s waits for the store: %s", job.job_id, error)
             self._line.leave(job)
             await self._line.wait_for_store(job)
             return False
         except (Reject, EngineFailed, NoRollouts) as error:
-            if isinstance(error, EngineFailed):
-                await self._prove(report)
-            await self._end(report, error)
-            return True
+            return await self._ended_by(error, job, report)
         except BusUnavailable:
             self._stops.check_stopping(job)
             raise
+
+    async def _watched(self, job: TrainingJob, lost: OwnershipLost) -> bool:
+        log.info("%s; watching it", lost)
+        self._line.leave(job)
+        await self._bus.log.moved(self._terms.heartbeat_s)
+        return False
+
+    async def _ended_by(self, error: MintError, job: TrainingJob, report: JobReport) -> bool:
+        """Who has lost the job meanwhile says nothing of its end."""
+        try:
+            if report.claimed:
+                self._claims.check(job, report.attempt)
+        except OwnershipLost as lost:
+            return await self._watched(job, lost)
+        if isinstance(error, EngineFailed | TrainingDiverged):
+            await self._prove(report)
+        await self._end(report, error)
+        return True
 
     async def _seated(self, job: TrainingJob, report: JobReport) -> bool:
         """Validate wholly, claim, then train under the attempt granted, with heartbeats."""
         self._stops.check_stopping(job)
         work = await self._room.shop.run(self._room.workshop.prepare, job, await self._parent(job))
-        self._terms.quotas.check_tokens(job, work.run.planned_tokens)
+        if self._terms.quotas.of(job.tenant).tokens is not None:
+            self._terms.quotas.check_tokens(job, await self._room.shop.run(getattr, work.run, "planned_tokens"))
         await self._bus.rollouts.check(work.run)
         self._stops.check(job, report)
         report.attempt = await self._claims.take(job)
@@ -169,7 +185,9 @@ class JobRunner:
             await report.say("evaluating", number=number, reason=f"revision {number} is judged by the gate of {job.adapter_id} now")
 
     async def _prove(self, report: JobReport) -> None:
-        """Torch failed under a job: its own fault, if the base alone still computes. Else it goes free at once, and this worker ends."""
+        """Torch failed under a job, or gave no numbers: its own fault, if the base alone still computes.
+
+        Else the job goes free at once, and this worker ends."""
         try:
             await self._room.passes.prove()
         except DeviceLost:

@@ -50,6 +50,10 @@ class JobStops:
         why = self._log.pausing(job.job_id)
         return why if why is None or len(job.encode()) <= PARKED_BYTES else None
 
+    def wishes(self, job: TrainingJob) -> tuple[str | None, str | None]:
+        """Why the job is to be cancelled, and why it is to pause. Who waits because of one of them goes on when they are others."""
+        return self._log.cancelled(job.job_id), self.paused(job)
+
     def interrupted(self, job: TrainingJob) -> bool:
-        """Whether a job that only waits has to be looked at again."""
-        return self._log.cancelled(job.job_id) is not None or self.paused(job) is not None
+        """Whether a job that only waits for a seat has to be looked at again."""
+        return self.wishes(job) != (None, None)

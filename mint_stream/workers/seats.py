@@ -52,6 +52,9 @@ class Seats:
         """How many jobs have one."""
         return len(self._seated)
 
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._seated
+
     def check(self, job: Applicant) -> None:
         """Raises InvalidJob for one that would not fit into an empty worker."""
         if self._never_fits(job):

@@ -45,6 +45,15 @@ async def test_watching_replays_a_job_from_its_start_to_its_end(client: Client, 
     assert [event.heartbeat for event in with_heartbeats] == [False, False, True, False]
 
 
+async def test_the_end_that_an_older_attempt_tells_is_no_end(client: Client, producer: Producer, unique: str):
+    """It had lost the job, and did not know it yet."""
+    mine = [training(unique, "running", attempt=1), training(unique, "running", attempt=2)]
+    await say(producer, *mine, training(unique, "failed", attempt=1))
+    await client.pause_job(unique)
+    await say(producer, end := training(unique, "succeeded", attempt=2))
+    assert [event async for event in client.watch(unique)] == [*mine, end]
+
+
 async def test_watching_goes_on_with_what_is_said_later(client: Client, producer: Producer, unique: str):
     events = client.watch(unique)
     await say(producer, training(unique, "claimed"))

@@ -25,6 +25,13 @@ def seated(seats: Seats, line: list[Applicant]) -> list[Applicant]:
     return found
 
 
+def test_only_who_sat_down_has_a_seat() -> None:
+    seats = Seats(1, 100)
+    first, second = (Applicant(name, "t", 1, 0) for name in ("first", "second"))
+    assert seats.take(first) and not seats.take(second)
+    assert ("first" in seats, "second" in seats) == (True, False)
+
+
 @given(drawn=jobs, most=st.integers(1, 4), limit=st.integers(10, 30))
 def test_there_are_never_more_jobs_nor_more_bytes_than_allowed_and_everybody_gets_a_seat_in_the_end(
     drawn: list[tuple[str, int]], most: int, limit: int
