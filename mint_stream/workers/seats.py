@@ -106,9 +106,11 @@ class Seats:
         return job.priority if self._overtaken[job.job_id] < OVERTAKEN else math.inf
 
     def _overtake(self, job: Applicant) -> None:
-        """The job sits down; those of lower priority that came before it remember it."""
+        """The job sits down; those that came before it, and stand back for nothing but their lower priority, remember it."""
+        held = self._held()
         earlier = takewhile(lambda other: other.job_id != job.job_id, self._line.values())
-        self._overtaken.update(other.job_id for other in earlier if other.priority < job.priority)
+        rivals = (other for other in earlier if held[other.tenant] == held[job.tenant])
+        self._overtaken.update(other.job_id for other in rivals if other.priority < job.priority)
 
     def _fits(self, job: Applicant) -> bool:
         used = sum(seated.state_bytes for seated in self._seated.values())
