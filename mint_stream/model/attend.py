@@ -28,12 +28,14 @@ def packed(query: Tensor, key: Tensor, value: Tensor, stored: tuple[Tensor, Tens
 def split(pass_: Pass, padded: bool) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
     """(decode spans computed together, spans computed one by one).
 
-    Where those together are `padded` to the longest, sequences far longer than most go alone. Else a row's bits are its own matter: a
-    decode row is one of those together in any company, and in none.
+    Where those together are `padded` to the longest, sequences far longer than most go alone. A single row goes the way that the prompt's
+    rows go: asked again, when all of its prompt but the last token is in the cache, a request has the bits it had at first.
     """
     decode = sorted((span for span in pass_.spans if span.rows == 1 and span.position > 0), key=lambda span: span.length)
     limit = 2 * decode[len(decode) // 2].length + 256 if decode and padded else math.inf
     together = tuple(sorted((span for span in decode if span.length <= limit), key=lambda span: span.slot))
+    if len(together) < 2:
+        together = ()
     chosen = {span.start for span in together}
     return together, tuple(span for span in pass_.spans if span.start not in chosen)
 
