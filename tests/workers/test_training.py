@@ -382,7 +382,7 @@ async def test_a_trainer_whose_job_was_claimed_by_another_one_stops_and_watches(
         await system.submit(job)
         await system.heard(name, lambda event: event.number is not None)
         async with system.trainer(worker_id="2-second", silence_s=0.0):
-            second = await system.heard(name, lambda event: event.attempt == 2 and (event.number or 0) >= 2)  # the first may be one said again
+            second = await system.heard(name, lambda event: event.attempt == 2 and (event.number or 0) >= 2)  # 1 may be said again
             await first._readers[0].caught_up()  # its catalog, which tells it
             await system.cancel(name)
             end = await system.ended(name)
